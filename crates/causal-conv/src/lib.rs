@@ -1,0 +1,1 @@
+//! Causal convolution in time and the MAGVIT-v2 video tokenizer.

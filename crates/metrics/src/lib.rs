@@ -1,0 +1,1 @@
+//! PSNR, SSIM, LPIPS, FVD, FID, codebook use and compression figures.

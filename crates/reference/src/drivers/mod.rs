@@ -1,0 +1,27 @@
+//! One driver per golden entry, grouped by system.
+
+use crate::case::{Case, CaseError, Outputs};
+
+mod cosmos;
+mod magvit2;
+mod magvit2_open;
+mod metrics;
+mod quantizers_free;
+mod quantizers_vq;
+
+/// Rebuilds what the case describes, runs it, and returns what the case lists.
+pub type Driver = fn(&Case) -> Result<Outputs, CaseError>;
+
+const ALL: &[&[(&str, Driver)]] = &[
+    cosmos::DRIVERS,
+    magvit2::DRIVERS,
+    magvit2_open::DRIVERS,
+    metrics::DRIVERS,
+    quantizers_free::DRIVERS,
+    quantizers_vq::DRIVERS,
+];
+
+/// The driver of an entry.
+pub fn find(entry: &str) -> Option<Driver> {
+    ALL.iter().flat_map(|drivers| drivers.iter()).find(|(name, _)| *name == entry).map(|(_, driver)| *driver)
+}

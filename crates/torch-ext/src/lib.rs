@@ -1,0 +1,39 @@
+//! What libtorch has and `tch` does not bind, behind a safe API.
+//!
+//! `tch` covers libtorch's operators, but not memory formats, the fused optimizer kernels, the multi-tensor
+//! (`_foreach_*`) kernels and the state of the random generator. This crate adds just those through one C++ file,
+//! `shim/shim.cpp`. No C++ exception crosses into Rust: each becomes [`Error`] with libtorch's message.
+//!
+//! ```
+//! use tch::{Device, Kind, Tensor};
+//! use torch_ext::MemoryFormat;
+//!
+//! # fn main() -> Result<(), torch_ext::Error> {
+//! let video = Tensor::zeros([1, 8, 4, 16, 16], (Kind::Float, Device::Cpu));
+//! let video = torch_ext::contiguous(&video, MemoryFormat::ChannelsLast3d)?;
+//! assert_eq!(video.stride()[1], 1); // the channels of one pixel now lie side by side
+//! # Ok(())
+//! # }
+//! ```
+
+mod adamw;
+mod ffi;
+mod foreach;
+mod memory_format;
+mod rng;
+
+pub use adamw::{AdamW, AdamWConfig, AdamWState};
+pub use foreach::{global_norm, lerp_, scale_};
+pub use memory_format::{MemoryFormat, channels_last, channels_last_3d, contiguous, is_contiguous};
+pub use rng::{rng_state, set_rng_state};
+
+/// A C++ exception that libtorch raised, or arguments that do not fit together.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// libtorch's own message, without its stack trace.
+    #[error("libtorch: {0}")]
+    Torch(String),
+    /// Lists or shapes that should agree and do not.
+    #[error("{0}")]
+    Mismatch(String),
+}

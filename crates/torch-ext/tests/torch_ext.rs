@@ -1,0 +1,121 @@
+//! The shim against plain libtorch operators.
+
+use proptest::prelude::*;
+use tch::{Device, Kind, Tensor};
+use torch_ext::{AdamW, AdamWConfig, AdamWState, MemoryFormat};
+
+const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+fn close(a: &Tensor, b: &Tensor, tolerance: f64) -> bool {
+    a.size() == b.size() && (a - b).abs().max().double_value(&[]) <= tolerance
+}
+
+#[test]
+fn channels_last_keeps_values_and_gradients() {
+    let x = Tensor::randn([2, 3, 4, 5, 6], CPU).set_requires_grad(true);
+    let y = torch_ext::channels_last_3d(&x);
+    assert_eq!(y.stride(), [360, 1, 90, 18, 3]);
+    assert!(torch_ext::is_contiguous(&y, MemoryFormat::ChannelsLast3d).unwrap());
+    assert!(close(&x, &y, 0.0));
+    (&y * &y).sum(Kind::Float).backward();
+    assert!(close(&x.grad(), &(&x * 2.0).detach(), 1e-6));
+}
+
+#[test]
+fn a_format_of_another_rank_is_an_error_with_torchs_message() {
+    let error = torch_ext::contiguous(&Tensor::zeros([2, 3], CPU), MemoryFormat::ChannelsLast3d).unwrap_err();
+    assert!(error.to_string().contains("rank 5"), "{error}");
+}
+
+#[test]
+fn fused_adamw_equals_the_formula() {
+    let config = AdamWConfig { beta1: 0.8, beta2: 0.95, weight_decay: 0.1, eps: 1e-6 };
+    let param = Tensor::randn([7, 5], CPU).set_requires_grad(true);
+    let idle = Tensor::randn([3], CPU).set_requires_grad(true);
+    let idle_before = idle.detach().copy();
+    let mut expected = param.detach().copy();
+    let (mut m, mut v) = (expected.zeros_like(), expected.zeros_like());
+    let named = [("w".to_string(), param.shallow_clone()), ("idle".to_string(), idle.shallow_clone())];
+    let mut adam = AdamW::new(named, config);
+    for step in 1..=4 {
+        adam.zero_grad();
+        (param.sin() * f64::from(step)).sum(Kind::Float).backward();
+        let grad = param.grad().copy();
+        let lr = 0.01 * f64::from(step);
+        adam.step(lr).unwrap();
+        m = &m * 0.8 + &grad * 0.2;
+        v = &v * 0.95 + grad.square() * 0.05;
+        let (c1, c2) = (1.0 - 0.8f64.powi(step), 1.0 - 0.95f64.powi(step));
+        expected = &expected * (1.0 - lr * 0.1) - (&m / c1) / ((&v / c2).sqrt() + 1e-6) * lr;
+        assert!(close(&param.detach(), &expected, 1e-5), "step {step}");
+    }
+    assert!(close(&idle.detach(), &idle_before, 0.0), "a parameter without gradient stays");
+}
+
+#[test]
+fn saved_adamw_state_continues_bit_equal() {
+    let start = Tensor::randn([6, 4], CPU);
+    let run = |interrupted: bool| {
+        let param = start.copy().set_requires_grad(true);
+        let named = || [("w".to_string(), param.shallow_clone())];
+        let mut adam = AdamW::new(named(), AdamWConfig::default());
+        for step in 0..6 {
+            if interrupted && step == 3 {
+                let saved = &adam.state()[0];
+                let copy = AdamWState {
+                    name: "w".into(),
+                    exp_avg: saved.exp_avg.copy(),
+                    exp_avg_sq: saved.exp_avg_sq.copy(),
+                    step: saved.step.copy(),
+                };
+                let mut holder = Some(copy);
+                adam = AdamW::new(named(), AdamWConfig::default());
+                adam.load_state(|_| holder.take()).unwrap();
+            }
+            adam.zero_grad();
+            (&param * &param).sum(Kind::Float).backward();
+            adam.step(0.05).unwrap();
+        }
+        param.detach()
+    };
+    assert!(close(&run(false), &run(true), 0.0));
+}
+
+#[test]
+fn loading_state_of_another_shape_names_the_parameter() {
+    let param = Tensor::zeros([2], CPU).set_requires_grad(true);
+    let mut adam = AdamW::new([("bias".to_string(), param)], AdamWConfig::default());
+    let wrong = || AdamWState {
+        name: "bias".into(),
+        exp_avg: Tensor::zeros([3], CPU),
+        exp_avg_sq: Tensor::zeros([3], CPU),
+        step: Tensor::zeros([], CPU),
+    };
+    let error = adam.load_state(|_| Some(wrong())).unwrap_err().to_string();
+    assert!(error.contains("bias") && error.contains("[3]") && error.contains("[2]"), "{error}");
+}
+
+#[test]
+fn rng_state_round_trips() {
+    let state = torch_ext::rng_state(Device::Cpu).unwrap();
+    let first = Tensor::randn([16], CPU);
+    torch_ext::set_rng_state(Device::Cpu, &state).unwrap();
+    assert!(close(&first, &Tensor::randn([16], CPU), 0.0));
+    assert!(torch_ext::set_rng_state(Device::Cpu, &Tensor::zeros([3], (Kind::Uint8, Device::Cpu))).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn global_norm_and_scale_agree_with_one_flat_vector(sizes in prop::collection::vec(1i64..20, 1..5), factor in -2.0f64..2.0) {
+        let tensors: Vec<Tensor> = sizes.iter().map(|&n| Tensor::randn([n], CPU)).collect();
+        let flat = Tensor::cat(&tensors, 0);
+        prop_assert!(close(&torch_ext::global_norm(&tensors).unwrap(), &flat.norm(), 1e-4));
+        torch_ext::scale_(&tensors, &Tensor::from(factor).to_kind(Kind::Float)).unwrap();
+        prop_assert!(close(&Tensor::cat(&tensors, 0), &(&flat * factor), 1e-5));
+        let targets: Vec<Tensor> = tensors.iter().map(Tensor::zeros_like).collect();
+        torch_ext::lerp_(&targets, &tensors, 0.25).unwrap();
+        prop_assert!(close(&Tensor::cat(&targets, 0), &(&flat * factor * 0.25), 1e-5));
+    }
+}

@@ -1,0 +1,1 @@
+//! The training loop: optimisers, schedules, EMA, checkpoints with exact resume, logs.
