@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
 #include <c10/core/GradMode.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <cstring>
@@ -73,6 +74,35 @@ char *vireo_fused_adamw(at::Tensor **params, at::Tensor **grads, at::Tensor **ex
     at::_foreach_add_(s, 1);
     at::_fused_adamw_(p, g, m, v, /*max_exp_avg_sqs=*/{}, s, lr, beta1, beta2, weight_decay, eps,
                       /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+char *vireo_clear_gradients(at::Tensor **tensors, size_t count) {
+  return guarded([&] {
+    for (size_t i = 0; i < count; ++i)
+      tensors[i]->mutable_grad().reset();
+  });
+}
+
+char *vireo_autocast_enter(int device_type, int *was_enabled, int *previous_dtype) {
+  return guarded([&] {
+    auto device = static_cast<at::DeviceType>(device_type);
+    *was_enabled = at::autocast::is_autocast_enabled(device) ? 1 : 0;
+    *previous_dtype = static_cast<int>(at::autocast::get_autocast_dtype(device));
+    at::autocast::set_autocast_dtype(device, at::kBFloat16);
+    at::autocast::set_autocast_enabled(device, true);
+    at::autocast::increment_nesting();
+  });
+}
+
+char *vireo_autocast_leave(int device_type, int was_enabled, int previous_dtype) {
+  return guarded([&] {
+    auto device = static_cast<at::DeviceType>(device_type);
+    // The cache holds the weights' bfloat16 copies; they are stale after the next optimizer step.
+    if (at::autocast::decrement_nesting() == 0)
+      at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(device, was_enabled != 0);
+    at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(previous_dtype));
   });
 }
 

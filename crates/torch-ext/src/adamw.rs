@@ -108,10 +108,12 @@ impl AdamW {
     }
 
     /// Forgets all gradients (sets them to none, so that an unused parameter is not touched by the next step).
+    /// `tch`'s own `zero_grad` writes zeros instead, which a moment's decay and the weight decay would act upon.
     pub fn zero_grad(&mut self) {
-        for param in &mut self.params {
-            param.zero_grad();
-        }
+        let list = ffi::raw_list(&self.params);
+        // SAFETY: the list lives through the call. Dropping a leaf's gradient cannot fail.
+        let cleared = ffi::check(unsafe { ffi::vireo_clear_gradients(list.as_ptr(), list.len()) });
+        debug_assert!(cleared.is_ok(), "{cleared:?}");
     }
 
     /// One step at the given learning rate over the parameters that have a gradient.

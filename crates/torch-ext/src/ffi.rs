@@ -26,6 +26,17 @@ unsafe extern "C" {
         weight_decay: c_double,
         eps: c_double,
     ) -> *mut c_char;
+    pub(crate) fn vireo_clear_gradients(tensors: *const RawTensor, count: usize) -> *mut c_char;
+    pub(crate) fn vireo_autocast_enter(
+        device_type: c_int,
+        was_enabled: *mut c_int,
+        previous_dtype: *mut c_int,
+    ) -> *mut c_char;
+    pub(crate) fn vireo_autocast_leave(
+        device_type: c_int,
+        was_enabled: c_int,
+        previous_dtype: c_int,
+    ) -> *mut c_char;
     pub(crate) fn vireo_global_norm(
         tensors: *const RawTensor,
         count: usize,

@@ -1,7 +1,7 @@
 //! What libtorch has and `tch` does not bind, behind a safe API.
 //!
 //! `tch` covers libtorch's operators, but not memory formats, the fused optimizer kernels, the multi-tensor
-//! (`_foreach_*`) kernels and the state of the random generator. This crate adds just those through one C++ file,
+//! (`_foreach_*`) kernels, bfloat16 autocast and the state of the random generator. This crate adds just those through one C++ file,
 //! `shim/shim.cpp`. No C++ exception crosses into Rust: each becomes [`Error`] with libtorch's message.
 //!
 //! ```
@@ -17,12 +17,14 @@
 //! ```
 
 mod adamw;
+mod autocast;
 mod ffi;
 mod foreach;
 mod memory_format;
 mod rng;
 
 pub use adamw::{AdamW, AdamWConfig, AdamWState};
+pub use autocast::autocast_bf16;
 pub use foreach::{global_norm, lerp_, scale_};
 pub use memory_format::{MemoryFormat, channels_last, channels_last_3d, contiguous, is_contiguous};
 pub use rng::{rng_state, set_rng_state};

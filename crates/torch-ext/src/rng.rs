@@ -5,7 +5,7 @@ use tch::{Device, Tensor};
 use crate::{Error, ffi};
 
 /// c10::DeviceType's codes.
-fn device_code(device: Device) -> Result<(i32, i32), Error> {
+pub(crate) fn device_code(device: Device) -> Result<(i32, i32), Error> {
     match device {
         Device::Cpu => Ok((0, -1)),
         Device::Cuda(index) => Ok((1, index as i32)),

@@ -53,6 +53,28 @@ fn fused_adamw_equals_the_formula() {
 }
 
 #[test]
+fn zero_grad_forgets_the_gradient() {
+    let param = Tensor::randn([3], CPU).set_requires_grad(true);
+    let mut adam = AdamW::new([("w".to_string(), param.shallow_clone())], AdamWConfig::default());
+    param.sum(Kind::Float).backward();
+    assert!(param.grad().defined());
+    adam.zero_grad();
+    assert!(!param.grad().defined());
+    let before = param.detach().copy();
+    adam.step(0.1).unwrap();
+    assert!(close(&param.detach(), &before, 0.0), "no decay without a gradient");
+}
+
+#[test]
+fn autocast_multiplies_in_bfloat16_and_ends_with_its_scope() {
+    let x = Tensor::randn([4, 4], CPU);
+    let inside = torch_ext::autocast_bf16(Device::Cpu, || x.matmul(&x)).unwrap();
+    assert_eq!(inside.kind(), Kind::BFloat16);
+    assert_eq!(x.matmul(&x).kind(), Kind::Float);
+    assert!(torch_ext::autocast_bf16(Device::Mps, || ()).is_err());
+}
+
+#[test]
 fn saved_adamw_state_continues_bit_equal() {
     let start = Tensor::randn([6, 4], CPU);
     let run = |interrupted: bool| {
