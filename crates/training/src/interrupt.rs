@@ -1,14 +1,12 @@
 //! Ctrl-C and SIGTERM: the first asks the loop to save and stop, the second ends the process.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, Once};
+use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// How often the running loop was asked to stop.
+/// How often the running loops were asked to stop.
 static REQUESTS: AtomicUsize = AtomicUsize::new(0);
-/// Whether there is a loop to be asked.
-static TRAINING: AtomicBool = AtomicBool::new(false);
-/// One loop at a time listens: a signal belongs to the process.
-static TURN: Mutex<()> = Mutex::new(());
+/// How many loops there are to be asked: an evaluation may well train a probe.
+static LISTENING: AtomicUsize = AtomicUsize::new(0);
 
 /// The exit status of a process that was interrupted (128 + SIGINT).
 const INTERRUPTED: i32 = 130;
@@ -20,19 +18,17 @@ pub fn request_stop() {
 }
 
 /// Listens from its making to its drop. Outside, a signal ends the process as it would have without this crate.
-pub(crate) struct Listening<'a> {
-    _turn: std::sync::MutexGuard<'a, ()>,
-}
+pub(crate) struct Listening(());
 
-impl Listening<'_> {
+impl Listening {
     pub fn start() -> Self {
         static HANDLER: Once = Once::new();
-        let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        REQUESTS.store(0, Ordering::SeqCst);
-        TRAINING.store(true, Ordering::SeqCst);
+        if LISTENING.fetch_add(1, Ordering::SeqCst) == 0 {
+            REQUESTS.store(0, Ordering::SeqCst);
+        }
         HANDLER.call_once(|| {
             let handler = || {
-                if !TRAINING.load(Ordering::SeqCst) || REQUESTS.load(Ordering::SeqCst) > 0 {
+                if LISTENING.load(Ordering::SeqCst) == 0 || REQUESTS.load(Ordering::SeqCst) > 0 {
                     std::process::exit(INTERRUPTED);
                 }
                 request_stop();
@@ -42,7 +38,7 @@ impl Listening<'_> {
                 tracing::warn!("Ctrl-C will not save a checkpoint: {error}");
             }
         });
-        Self { _turn: turn }
+        Self(())
     }
 
     pub fn stop_requested(&self) -> bool {
@@ -50,8 +46,8 @@ impl Listening<'_> {
     }
 }
 
-impl Drop for Listening<'_> {
+impl Drop for Listening {
     fn drop(&mut self) {
-        TRAINING.store(false, Ordering::SeqCst);
+        LISTENING.fetch_sub(1, Ordering::SeqCst);
     }
 }
