@@ -49,7 +49,7 @@ impl Trainer {
     /// Takes a folder for a run, making it if need be.
     ///
     /// # Errors
-    /// A bad config, [`Error::Locked`], [`Error::Write`].
+    /// A bad config, [`Error::Locked`](crate::Error::Locked), [`Error::Write`](crate::Error::Write).
     pub fn new(folder: impl AsRef<Path>, config: TrainConfig) -> Result<Self> {
         config.validate().map_err(|error| error.within("train"))?;
         let folder = folder.as_ref().to_path_buf();
@@ -77,8 +77,8 @@ impl Trainer {
     /// ([`Stream::Init`]), so that a run killed before its first checkpoint starts as it did.
     ///
     /// # Errors
-    /// The objective's, the data's and the evaluation's own; [`Error::NotFinite`]; a checkpoint that does not fit
-    /// ([`Error::Mismatch`], [`Error::ConfigChanged`], [`Error::CutShort`]); [`Error::Write`].
+    /// The objective's, the data's and the evaluation's own; [`Error::NotFinite`](crate::Error::NotFinite); a checkpoint that does not fit
+    /// ([`Error::Mismatch`](crate::Error::Mismatch), [`Error::ConfigChanged`](crate::Error::ConfigChanged), [`Error::CutShort`](crate::Error::CutShort)); [`Error::Write`](crate::Error::Write).
     pub fn train<O: Objective>(
         &mut self,
         objective: &mut O,
@@ -184,24 +184,58 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// One optimizer step of every active part.
+    /// One optimizer step of every active part. If data or losses fail, the state is that of before the step.
     fn take_step<O: Objective>(
         &mut self,
         objective: &mut O,
         batches: &mut impl Batches<Batch = O::Batch>,
     ) -> Result<StepScalars> {
-        let (config, step) = (&self.trainer.config, self.step);
+        let step = self.step;
         let active: Vec<usize> = (0..self.parts.len()).filter(|&part| objective.active(part, step)).collect();
-        // On the CPU losses are checked at every step, so the state before a bad one can be kept.
-        let checks_now = !self.device.is_cuda();
-        let buffers = checks_now.then(|| self.parts.iter().map(PartState::copy_buffers).collect::<Vec<_>>());
+        let buffers: Vec<_> = self.parts.iter().map(PartState::copy_buffers).collect();
+        let answer = self.gradients(&active, objective, batches);
+        self.parts.iter().for_each(|part| part.require_gradients(true));
+        // On the CPU reading a scalar costs nothing, so a bad loss is seen before it reaches the weights.
+        let bad = match &answer {
+            Ok(scalars) if !self.device.is_cuda() => scalars.first_bad()?,
+            _ => None,
+        };
+        if bad.is_some() || answer.is_err() {
+            for (part, copies) in self.parts.iter().zip(&buffers) {
+                part.restore_buffers(copies);
+            }
+        }
+        if let Some(bad) = bad {
+            self.save()?;
+            return Err(bad.into_error(self.saved.as_ref()));
+        }
+        let scalars = answer?;
+        for &index in &active {
+            let part = &mut self.parts[index];
+            part.step(self.trainer.config.learning_rate_at(part.name, step))?;
+        }
+        objective.after_step(step)?;
+        self.step += 1;
+        self.position = batches.position();
+        Ok(scalars)
+    }
+
+    /// The clipped gradients of the active parts, and the scalars on the way.
+    fn gradients<O: Objective>(
+        &mut self,
+        active: &[usize],
+        objective: &mut O,
+        batches: &mut impl Batches<Batch = O::Batch>,
+    ) -> Result<StepScalars> {
+        let (config, step) = (&self.trainer.config, self.step);
         let mut scalars = StepScalars::new(step, batches.position());
         seed_torch(config.seed, Stream::Step, step);
+        self.parts.iter_mut().for_each(PartState::zero_grad);
         for _ in 0..config.gradient_accumulation {
             let asked = Instant::now();
             let batch = batches.next()?;
             self.clock.waited(asked.elapsed());
-            for &index in &active {
+            for &index in active {
                 for (other, part) in self.parts.iter().enumerate() {
                     part.require_gradients(other == index);
                 }
@@ -216,33 +250,11 @@ impl<'a> Run<'a> {
                 (loss.total / config.gradient_accumulation as f64).f_backward()?;
             }
         }
-        for &index in &active {
-            if let Some(norm) = self.parts[index].clip()? {
-                scalars.gradient_norm(self.parts[index].name, norm);
+        for part in active.iter().map(|&index| &self.parts[index]) {
+            if let Some(norm) = part.clip()? {
+                scalars.gradient_norm(part.name, norm);
             }
         }
-        if let Some(buffers) = buffers
-            && let Some(bad) = scalars.first_bad()?
-        {
-            for (part, copies) in self.parts.iter().zip(&buffers) {
-                part.restore_buffers(copies);
-            }
-            self.save()?;
-            return Err(bad.into_error(self.saved.as_ref()));
-        }
-        for part in &mut self.parts {
-            part.require_gradients(true);
-        }
-        for &index in &active {
-            let part = &mut self.parts[index];
-            part.step(config.learning_rate_at(part.name, step))?;
-        }
-        for part in &mut self.parts {
-            part.zero_grad();
-        }
-        objective.after_step(step)?;
-        self.step += 1;
-        self.position = batches.position();
         Ok(scalars)
     }
 

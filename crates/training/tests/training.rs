@@ -92,6 +92,40 @@ impl Batches for FailsAt {
     }
 }
 
+#[test]
+fn data_that_end_on_ctrl_c_are_no_error_and_half_a_step_leaves_no_trace() {
+    let _turn = turn();
+    let (whole, stopped) = (folder(), folder());
+    let mut points = StopsAt(FailsAt(Points::new(8), 2 * 17 + 1));
+    let mut trainer = Trainer::new(stopped.path(), config(30)).unwrap();
+    let outcome = trainer.train(&mut ToyGan::new(16), &mut points, evaluate).unwrap();
+    assert_eq!((outcome.step, outcome.interrupted), (17, true));
+    drop(trainer);
+    train(stopped.path(), config(30), 0).unwrap();
+    train(whole.path(), config(30), 0).unwrap();
+    assert!(tensors(whole.path()) == tensors(stopped.path()));
+    assert_eq!(metrics(whole.path()), metrics(stopped.path()));
+}
+
+/// The signal that ends a decoder in a child process asks the loop to stop, too.
+struct StopsAt(FailsAt);
+
+impl Batches for StopsAt {
+    type Batch = Tensor;
+
+    fn next(&mut self) -> video_core::Result<Tensor> {
+        self.0.next().inspect_err(|_| training::request_stop())
+    }
+
+    fn position(&self) -> u64 {
+        self.0.position()
+    }
+
+    fn seek(&mut self, position: u64) -> video_core::Result<()> {
+        self.0.seek(position)
+    }
+}
+
 /// A linear map without noise.
 struct Linear {
     store: nn::VarStore,
