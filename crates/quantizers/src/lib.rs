@@ -2,9 +2,38 @@
 //!
 //! Features come channel-last, `[..., D]`; a channels-last video permuted to `[B, T, H, W, D]` is that already,
 //! without a copy. See [`Quantizer`].
+//!
+//! ```
+//! use quantizers::{Mode, QuantizerConfig, LfqConfig};
+//! use tch::{Device, Kind, Tensor, nn};
+//!
+//! # fn main() -> video_core::Result<()> {
+//! let vs = nn::VarStore::new(Device::Cpu);
+//! let quantizer = QuantizerConfig::Lfq(LfqConfig::with_bits(10)).build(&vs.root(), 10)?; // 2^10 codes
+//! let features = Tensor::randn([2, 5, 16, 16, 10], (Kind::Float, Device::Cpu));
+//! let out = quantizer.quantize(&features, Mode::Train { step: 0 })?;
+//! let ids = out.ids.expect("LFQ is discrete"); // [2, 5, 16, 16]
+//! assert_eq!(quantizer.lookup(&ids)?.size(), features.size());
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod bits;
+mod config;
+pub mod estimators;
+mod lfq;
+mod projection;
+mod usage;
 
 use tch::Tensor;
 use video_core::Result;
+
+pub use bits::BitOrder;
+pub use config::QuantizerConfig;
+pub use lfq::{
+    BatchAverage, CodeEntropies, EntropyLog, EntropyWarmup, Lfq, LfqConfig, LfqTerms, MAX_ENTROPY_BITS,
+    code_entropies, code_marginal,
+};
 
 /// What a quantizer makes of features.
 #[derive(Debug)]
