@@ -1,0 +1,221 @@
+//! The blocks of the MAGVIT-v2 tokenizer (arXiv 2310.05737, figure 2 and appendix A).
+
+use layers::{FrameGroupNorm, Linear};
+use tch::{Tensor, nn};
+use video_core::{Error, Result};
+
+use crate::conv::{CausalConv3d, CausalConv3dConfig};
+use crate::space_to_depth::unfold_blocks;
+use crate::time::Past;
+
+/// Epsilon of every group norm here.
+pub(crate) const EPS: f64 = 1e-5;
+
+/// silu(x); in place where no gradient will ask for x.
+pub(crate) fn silu(mut x: Tensor) -> Tensor {
+    if x.requires_grad() { x.silu() } else { x.silu_() }
+}
+
+fn check(what: &str, x: &Tensor, channels: i64) -> Result<()> {
+    let size = x.size();
+    if size.len() != 5 || size[1] != channels || size.contains(&0) {
+        let expected = format!("[B, {channels}, T, H, W] with no empty axis");
+        return Err(Error::shape(what, &size, expected));
+    }
+    Ok(())
+}
+
+/// Twice (group norm per frame, SiLU, causal 3×3×3 convolution without bias), around a skip: the identity, or a
+/// convolution without bias where the width changes.
+///
+/// Variables: `norm_0`, `conv_0`, `norm_1`, `conv_1`, and `conv_shortcut` where the width changes.
+#[derive(Debug)]
+pub struct ResBlock {
+    norm_0: FrameGroupNorm,
+    conv_0: CausalConv3d,
+    norm_1: FrameGroupNorm,
+    conv_1: CausalConv3d,
+    shortcut: Option<CausalConv3d>,
+    inputs: i64,
+}
+
+impl ResBlock {
+    /// From `inputs` to `outputs` channels. `conv_shortcut`: the skip's convolution is 3×3×3 instead of 1×1×1.
+    ///
+    /// # Errors
+    /// `num_groups` does not divide both widths.
+    pub fn new(
+        path: &nn::Path,
+        inputs: i64,
+        outputs: i64,
+        num_groups: i64,
+        conv_shortcut: bool,
+    ) -> Result<Self> {
+        let conv3 = CausalConv3dConfig::new([3; 3]).without_bias();
+        let skip = if conv_shortcut { conv3 } else { CausalConv3dConfig::new([1; 3]).without_bias() };
+        Ok(Self {
+            norm_0: FrameGroupNorm::new(&(path / "norm_0"), num_groups, inputs, EPS)?,
+            conv_0: CausalConv3d::new(&(path / "conv_0"), inputs, outputs, conv3)?,
+            norm_1: FrameGroupNorm::new(&(path / "norm_1"), num_groups, outputs, EPS)?,
+            conv_1: CausalConv3d::new(&(path / "conv_1"), outputs, outputs, conv3)?,
+            shortcut: (inputs != outputs)
+                .then(|| CausalConv3d::new(&(path / "conv_shortcut"), inputs, outputs, skip))
+                .transpose()?,
+            inputs,
+        })
+    }
+
+    /// `[B, in, T, H, W]` to `[B, out, T, H, W]`.
+    ///
+    /// # Errors
+    /// Another number of axes or channels.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        check("ResBlock input", x, self.inputs)?;
+        Ok(self.run(x, &mut Past::WholeClip))
+    }
+
+    pub(crate) fn run(&self, x: &Tensor, past: &mut Past) -> Tensor {
+        let h = self.conv_0.run(&silu(self.norm_0.forward(x)), past);
+        let mut h = self.conv_1.run(&silu(self.norm_1.forward(&h)), past);
+        let projected = self.shortcut.as_ref().map(|shortcut| shortcut.run(x, past));
+        let skip = projected.as_ref().unwrap_or(x);
+        if h.requires_grad() || skip.requires_grad() { h + skip } else { h.g_add_(skip) }
+    }
+}
+
+/// Group norm per frame whose scale and shift come from a condition at the same position:
+/// y = norm(x) · (1 + W_g c + b_g) + W_b c + b_b.
+///
+/// Variables: `gamma` and `beta`, linear layers from the condition's width to the input's.
+#[derive(Debug)]
+pub struct AdaptiveGroupNorm {
+    norm: FrameGroupNorm,
+    gamma: Linear,
+    beta: Linear,
+    channels: i64,
+    condition: i64,
+}
+
+impl AdaptiveGroupNorm {
+    /// For `channels` of input and `condition` channels of condition.
+    ///
+    /// # Errors
+    /// `num_groups` does not divide `channels`.
+    pub fn new(path: &nn::Path, channels: i64, condition: i64, num_groups: i64) -> Result<Self> {
+        Ok(Self {
+            norm: FrameGroupNorm::without_affine(num_groups, channels, EPS)?,
+            gamma: Linear::new(&(path / "gamma"), condition, channels, true),
+            beta: Linear::new(&(path / "beta"), condition, channels, true),
+            channels,
+            condition,
+        })
+    }
+
+    /// `[B, C, T, H, W]` and the condition `[B, K, T, H, W]` to `[B, C, T, H, W]`.
+    ///
+    /// # Errors
+    /// Other channels, or sizes that differ between the two.
+    pub fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
+        check("AdaptiveGroupNorm input", x, self.channels)?;
+        check("AdaptiveGroupNorm condition", condition, self.condition)?;
+        if x.size()[2..] != condition.size()[2..] || x.size()[0] != condition.size()[0] {
+            let expected = format!("batch, time, height and width of the input {:?}", x.size());
+            return Err(Error::shape("AdaptiveGroupNorm condition", &condition.size(), expected));
+        }
+        Ok(self.run(x, condition))
+    }
+
+    pub(crate) fn run(&self, x: &Tensor, condition: &Tensor) -> Tensor {
+        let project =
+            |linear: &Linear| linear.forward(&condition.permute([0, 2, 3, 4, 1])).permute([0, 4, 1, 2, 3]);
+        let scale = project(&self.gamma) + 1.0;
+        project(&self.beta).addcmul(&self.norm.forward(x), &scale)
+    }
+}
+
+/// Halves what it is told to: a causal 3×3×3 convolution with strides, same width.
+///
+/// Variables: `weight`, `bias`.
+#[derive(Debug)]
+pub struct Downsample {
+    conv: CausalConv3d,
+}
+
+impl Downsample {
+    /// `factors`: strides in time, height, width.
+    ///
+    /// # Errors
+    /// A number below 1.
+    pub fn new(path: &nn::Path, channels: i64, factors: [i64; 3]) -> Result<Self> {
+        let config = CausalConv3dConfig::new([3; 3]).with_stride(factors);
+        Ok(Self { conv: CausalConv3d::new(path, channels, channels, config)? })
+    }
+
+    /// `[B, C, T, H, W]` to `[B, C, ⌈T/st⌉, ⌈H/sh⌉, ⌈W/sw⌉]`; 1 + st·k frames become 1 + k.
+    ///
+    /// # Errors
+    /// Another number of axes or channels.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.conv.forward(x)
+    }
+
+    pub(crate) fn run(&self, x: &Tensor, past: &mut Past) -> Tensor {
+        self.conv.run(x, past)
+    }
+}
+
+/// The way back: a causal 3×3×3 convolution to a block of pixels per position ([`depth_to_space`](crate::depth_to_space)),
+/// without the first st−1 frames of the clip: 1 + k frames become 1 + st·k.
+///
+/// Variables: `weight`, `bias`.
+#[derive(Debug)]
+pub struct Upsample {
+    conv: CausalConv3d,
+    factors: [i64; 3],
+    channels: i64,
+}
+
+impl Upsample {
+    /// `factors`: of time, height, width.
+    ///
+    /// # Errors
+    /// A number below 1.
+    pub fn new(path: &nn::Path, channels: i64, factors: [i64; 3]) -> Result<Self> {
+        let outputs = channels * factors.iter().product::<i64>();
+        let conv = CausalConv3d::new(path, channels, outputs, CausalConv3dConfig::new([3; 3]))?;
+        Ok(Self { conv, factors, channels })
+    }
+
+    /// `[B, C, T, H, W]` to `[B, C, 1 + st·(T−1), sh·H, sw·W]`.
+    ///
+    /// # Errors
+    /// Another number of axes or channels.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        check("Upsample input", x, self.channels)?;
+        Ok(self.run(x, &mut Past::WholeClip))
+    }
+
+    pub(crate) fn run(&self, x: &Tensor, past: &mut Past) -> Tensor {
+        let starts_clip = past.starts_clip();
+        let shuffled = unfold_blocks(&self.conv.run(x, past), self.factors);
+        self.trim(&shuffled, starts_clip)
+    }
+
+    /// The condition `[B, K, T, H, W]` resized (nearest) and trimmed like the features, so that it lies over them.
+    pub(crate) fn resize_condition(&self, condition: &Tensor, starts_clip: bool) -> Tensor {
+        let [ft, fh, fw] = self.factors;
+        let (b, k, t, h, w) = condition.size5().expect("a video has five axes");
+        let repeated = condition
+            .permute([0, 2, 3, 4, 1])
+            .reshape([b, t, 1, h, 1, w, 1, k])
+            .expand([b, t, ft, h, fh, w, fw, k], true)
+            .reshape([b, t * ft, h * fh, w * fw, k])
+            .permute([0, 4, 1, 2, 3]);
+        self.trim(&repeated, starts_clip)
+    }
+
+    fn trim(&self, x: &Tensor, starts_clip: bool) -> Tensor {
+        let drop = if starts_clip { self.factors[0] - 1 } else { 0 };
+        torch_ext::channels_last_3d(&x.narrow(2, drop, x.size()[2] - drop))
+    }
+}

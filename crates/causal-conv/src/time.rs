@@ -1,0 +1,198 @@
+//! What a causal layer does in front of its input: pads it where the clip starts, or puts the frames before it there.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use video_core::{Error, Result};
+
+/// What stands in the padding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PadMode {
+    /// Zeros.
+    #[default]
+    Constant,
+    /// Copies of the border.
+    Replicate,
+    /// The input mirrored at the border.
+    Reflect,
+}
+
+impl PadMode {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Constant => "constant",
+            Self::Replicate => "replicate",
+            Self::Reflect => "reflect",
+        }
+    }
+}
+
+/// What stands in front of a clip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClipStart {
+    /// Zeros (MAGVIT-v2).
+    #[default]
+    Zeros,
+    /// Copies of the first frame (Cosmos, VidTok).
+    FirstFrame,
+    /// What the [`PadMode`] of space says, and zeros in time and space where the padding is not shorter than the clip
+    /// (magvit2-pytorch). [`PadMode::Reflect`] shows LATER frames to the first outputs: not causal there; it exists for
+    /// models that were trained so.
+    AsSpace,
+}
+
+/// How many frames stand in front of a clip, for a layer of time kernel kt, stride st, dilation dt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimePadding {
+    /// dt·(kt−1), whatever the stride: T = 1 + st·k frames give 1 + k, and output 0 sees frame 0 alone (MAGVIT-v2).
+    #[default]
+    Full,
+    /// dt·(kt−1) + 1 − st: T = st·k frames give k, and output j sees frames up to st·j + st−1 (magvit2-pytorch,
+    /// Cosmos, VidTok). A negative number crops.
+    LessStride,
+}
+
+/// A layer's window in time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TimeWindow {
+    pub kernel: i64,
+    pub stride: i64,
+    pub dilation: i64,
+    pub padding: TimePadding,
+}
+
+impl TimeWindow {
+    /// Frames in front of the clip; negative: frames to crop.
+    pub fn start_padding(&self) -> i64 {
+        match self.padding {
+            TimePadding::Full => self.dilation * (self.kernel - 1),
+            TimePadding::LessStride => self.context(),
+        }
+    }
+
+    /// Frames of the input that later outputs still need once a chunk is done; negative: frames of the next chunk that
+    /// no output sees.
+    pub fn context(&self) -> i64 {
+        self.dilation * (self.kernel - 1) + 1 - self.stride
+    }
+
+    /// Whether a chunk of this many frames ends where a window ends, so that nothing is left over.
+    pub fn aligned(&self, frames: i64, starts_clip: bool) -> bool {
+        match (self.padding, starts_clip) {
+            (TimePadding::Full, true) => frames >= 1 && (frames - 1) % self.stride == 0,
+            _ => frames >= 1 && frames % self.stride == 0,
+        }
+    }
+
+    /// Refuses a chunk that leaves frames over.
+    pub fn check_chunk(&self, x: &Tensor, context: &TimeContext) -> Result<()> {
+        let frames = x.size()[2];
+        if self.aligned(frames, context.starts_clip()) {
+            return Ok(());
+        }
+        let first = context.starts_clip() && self.padding == TimePadding::Full;
+        let expected = format!("{}k·{} frames", if first { "1 + " } else { "" }, self.stride);
+        Err(Error::input("chunk", format!("{frames} frames"), expected))
+    }
+
+    /// The input `[B, C, T, ...]` behind the frames before it: those of the context, or padding where the clip starts.
+    /// The context then holds what the next chunk needs.
+    pub fn extend(&self, x: &Tensor, start: PadMode, context: Option<&mut TimeContext>) -> Tensor {
+        let Some(TimeContext(kept)) = context else { return front_pad(x, self.start_padding(), start) };
+        let extended = match kept.take() {
+            None => front_pad(x, self.start_padding(), start),
+            Some(before) if self.context() > 0 => Tensor::cat(&[&before, x], 2),
+            Some(_) => front_pad(x, self.context(), start),
+        };
+        let keep = self.context().max(0);
+        // A copy: a view would hold the whole chunk in memory.
+        *kept = Some(extended.narrow(2, extended.size()[2] - keep, keep).copy());
+        extended
+    }
+}
+
+/// The last input frames of one causal layer, which its next outputs see: the layer's whole memory of a clip.
+#[derive(Debug, Default)]
+pub struct TimeContext(Option<Tensor>);
+
+impl TimeContext {
+    /// At the start of a clip.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether no chunk has passed yet.
+    pub fn starts_clip(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+/// The contexts of all causal layers of a network, in the order in which the layers run.
+#[derive(Debug, Default)]
+pub(crate) struct Stream {
+    contexts: Vec<TimeContext>,
+    next: usize,
+    chunks: u64,
+}
+
+/// Where a network's causal layers find the frames before their input: nowhere, as the input is a whole clip, or in the
+/// contexts of a stream.
+#[derive(Debug)]
+pub(crate) enum Past {
+    WholeClip,
+    Stream(Stream),
+}
+
+impl Past {
+    pub fn stream() -> Self {
+        Self::Stream(Stream::default())
+    }
+
+    /// Whether the present input holds the clip's first frame.
+    pub fn starts_clip(&self) -> bool {
+        match self {
+            Self::WholeClip => true,
+            Self::Stream(stream) => stream.chunks == 0,
+        }
+    }
+
+    /// The context of the layer that runs now. Every layer asks once a chunk.
+    pub fn context(&mut self) -> Option<&mut TimeContext> {
+        let Self::Stream(stream) = self else { return None };
+        if stream.next == stream.contexts.len() {
+            stream.contexts.push(TimeContext::new());
+        }
+        stream.next += 1;
+        Some(&mut stream.contexts[stream.next - 1])
+    }
+
+    /// All layers have run.
+    pub fn end_chunk(&mut self) {
+        if let Self::Stream(stream) = self {
+            stream.next = 0;
+            stream.chunks += 1;
+        }
+    }
+}
+
+/// Padding in front of `[B, C, T, ...]`, in the order in memory that the input has; a negative number crops.
+fn front_pad(x: &Tensor, frames: i64, mode: PadMode) -> Tensor {
+    if frames <= 0 {
+        return x.narrow(2, -frames, x.size()[2] + frames);
+    }
+    let mut size = x.size();
+    size[2] = frames;
+    let front = match mode {
+        PadMode::Constant => {
+            // Channels last, like the video behind: concatenation keeps the order only if all parts agree.
+            let channels = size.remove(1);
+            size.push(channels);
+            Tensor::zeros(&size, (x.kind(), x.device())).movedim_int(-1, 1)
+        }
+        PadMode::Replicate => x.narrow(2, 0, 1).expand(&size, true),
+        PadMode::Reflect => x.narrow(2, 1, frames).flip([2]),
+    };
+    Tensor::cat(&[&front, x], 2)
+}
