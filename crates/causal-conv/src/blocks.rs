@@ -11,12 +11,8 @@ use crate::time::Past;
 /// Epsilon of every group norm here.
 pub(crate) const EPS: f64 = 1e-5;
 
-/// silu(x); in place where no gradient will ask for x.
-pub(crate) fn silu(mut x: Tensor) -> Tensor {
-    if x.requires_grad() { x.silu() } else { x.silu_() }
-}
-
-fn check(what: &str, x: &Tensor, channels: i64) -> Result<()> {
+/// Refuses what is no video of so many channels.
+pub(crate) fn check_channels(what: &str, x: &Tensor, channels: i64) -> Result<()> {
     let size = x.size();
     if size.len() != 5 || size[1] != channels || size.contains(&0) {
         let expected = format!("[B, {channels}, T, H, W] with no empty axis");
@@ -70,13 +66,13 @@ impl ResBlock {
     /// # Errors
     /// Another number of axes or channels.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        check("ResBlock input", x, self.inputs)?;
+        check_channels("ResBlock input", x, self.inputs)?;
         Ok(self.run(x, &mut Past::WholeClip))
     }
 
     pub(crate) fn run(&self, x: &Tensor, past: &mut Past) -> Tensor {
-        let h = self.conv_0.run(&silu(self.norm_0.forward(x)), past);
-        let mut h = self.conv_1.run(&silu(self.norm_1.forward(&h)), past);
+        let h = self.conv_0.run_normed(&self.norm_0, x, past);
+        let mut h = self.conv_1.run_normed(&self.norm_1, &h, past);
         let projected = self.shortcut.as_ref().map(|shortcut| shortcut.run(x, past));
         let skip = projected.as_ref().unwrap_or(x);
         if h.requires_grad() || skip.requires_grad() { h + skip } else { h.g_add_(skip) }
@@ -116,20 +112,22 @@ impl AdaptiveGroupNorm {
     /// # Errors
     /// Other channels, or sizes that differ between the two.
     pub fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
-        check("AdaptiveGroupNorm input", x, self.channels)?;
-        check("AdaptiveGroupNorm condition", condition, self.condition)?;
+        check_channels("AdaptiveGroupNorm input", x, self.channels)?;
+        check_channels("AdaptiveGroupNorm condition", condition, self.condition)?;
         if x.size()[2..] != condition.size()[2..] || x.size()[0] != condition.size()[0] {
             let expected = format!("batch, time, height and width of the input {:?}", x.size());
             return Err(Error::shape("AdaptiveGroupNorm condition", &condition.size(), expected));
         }
-        Ok(self.run(x, condition))
+        Ok(self.run(x, condition, [1; 3], true))
     }
 
-    pub(crate) fn run(&self, x: &Tensor, condition: &Tensor) -> Tensor {
-        let project =
-            |linear: &Linear| linear.forward(&condition.permute([0, 2, 3, 4, 1])).permute([0, 4, 1, 2, 3]);
-        let scale = project(&self.gamma) + 1.0;
-        project(&self.beta).addcmul(&self.norm.forward(x), &scale)
+    /// Of a condition that is `factors` times coarser than the input in time, height and width: the linear layers run
+    /// before it is spread over the input, as they see one position at a time.
+    pub(crate) fn run(&self, x: &Tensor, condition: &Tensor, factors: [i64; 3], starts_clip: bool) -> Tensor {
+        let condition = condition.permute([0, 2, 3, 4, 1]);
+        let spread = |x: Tensor| trim(&repeat(&x.permute([0, 4, 1, 2, 3]), factors), factors[0], starts_clip);
+        let scale = spread(self.gamma.forward(&condition) + 1.0);
+        spread(self.beta.forward(&condition)).addcmul(&self.norm.forward(x), &scale)
     }
 }
 
@@ -191,31 +189,33 @@ impl Upsample {
     /// # Errors
     /// Another number of axes or channels.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        check("Upsample input", x, self.channels)?;
+        check_channels("Upsample input", x, self.channels)?;
         Ok(self.run(x, &mut Past::WholeClip))
     }
 
     pub(crate) fn run(&self, x: &Tensor, past: &mut Past) -> Tensor {
         let starts_clip = past.starts_clip();
         let shuffled = unfold_blocks(&self.conv.run(x, past), self.factors);
-        self.trim(&shuffled, starts_clip)
+        torch_ext::channels_last_3d(&trim(&shuffled, self.factors[0], starts_clip))
     }
 
-    /// The condition `[B, K, T, H, W]` resized (nearest) and trimmed like the features, so that it lies over them.
-    pub(crate) fn resize_condition(&self, condition: &Tensor, starts_clip: bool) -> Tensor {
-        let [ft, fh, fw] = self.factors;
-        let (b, k, t, h, w) = condition.size5().expect("a video has five axes");
-        let repeated = condition
-            .permute([0, 2, 3, 4, 1])
-            .reshape([b, t, 1, h, 1, w, 1, k])
-            .expand([b, t, ft, h, fh, w, fw, k], true)
-            .reshape([b, t * ft, h * fh, w * fw, k])
-            .permute([0, 4, 1, 2, 3]);
-        self.trim(&repeated, starts_clip)
+    pub(crate) fn factors(&self) -> [i64; 3] {
+        self.factors
     }
+}
 
-    fn trim(&self, x: &Tensor, starts_clip: bool) -> Tensor {
-        let drop = if starts_clip { self.factors[0] - 1 } else { 0 };
-        torch_ext::channels_last_3d(&x.narrow(2, drop, x.size()[2] - drop))
-    }
+/// Nearest-neighbour upsampling of `[B, C, T, H, W]`, channels last.
+fn repeat(x: &Tensor, [ft, fh, fw]: [i64; 3]) -> Tensor {
+    let (b, c, t, h, w) = x.size5().expect("a video has five axes");
+    x.permute([0, 2, 3, 4, 1])
+        .reshape([b, t, 1, h, 1, w, 1, c])
+        .expand([b, t, ft, h, fh, w, fw, c], true)
+        .reshape([b, t * ft, h * fh, w * fw, c])
+        .permute([0, 4, 1, 2, 3])
+}
+
+/// Without the first `factor` − 1 frames, if the clip starts here: the first frame stands for itself alone.
+fn trim(x: &Tensor, factor: i64, starts_clip: bool) -> Tensor {
+    let drop = if starts_clip { factor - 1 } else { 0 };
+    x.narrow(2, drop, x.size()[2] - drop)
 }

@@ -1,5 +1,6 @@
 //! Convolution of video that never looks ahead in time.
 
+use layers::FrameGroupNorm;
 use layers::init::torch_default;
 use tch::{Tensor, nn};
 use video_core::{Error, Result};
@@ -150,6 +151,19 @@ impl CausalConv3d {
     /// As [`CausalConv3d::forward`], inside a network that has checked its input.
     pub(crate) fn run(&self, x: &Tensor, past: &mut Past) -> Tensor {
         self.apply(x, past.context())
+    }
+
+    /// Of SiLU(norm(x)), the way in which the blocks of MAGVIT-v2 use a convolution.
+    pub(crate) fn run_normed(&self, norm: &FrameGroupNorm, x: &Tensor, past: &mut Past) -> Tensor {
+        let mut normed = norm.forward(x);
+        // In place where no gradient will ask for the argument.
+        let activated = if normed.requires_grad() { normed.silu() } else { normed.silu_() };
+        self.run(&activated, past)
+    }
+
+    /// The variable `weight`.
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
     }
 
     fn apply(&self, x: &Tensor, context: Option<&mut TimeContext>) -> Tensor {

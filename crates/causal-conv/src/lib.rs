@@ -29,6 +29,7 @@
 mod blocks;
 mod conv;
 mod conv1d;
+pub mod magvit2;
 mod space_to_depth;
 mod time;
 mod transpose;

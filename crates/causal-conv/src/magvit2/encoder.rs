@@ -1,0 +1,106 @@
+//! Video to features.
+
+use layers::FrameGroupNorm;
+use tch::{Tensor, nn};
+use video_core::Result;
+
+use super::Magvit2Config;
+use crate::blocks::{Downsample, EPS, ResBlock, check_channels};
+use crate::conv::{CausalConv3d, CausalConv3dConfig};
+use crate::time::Past;
+
+/// One level: residual blocks, then the way to the next coarser level.
+#[derive(Debug)]
+struct Level {
+    blocks: Vec<ResBlock>,
+    downsample: Option<Downsample>,
+}
+
+/// Video to features: levels of residual blocks, each half as fine as the one before.
+///
+/// Variables: `conv_in`, `level_{i}.block_{j}`, `level_{i}.downsample`, `mid.block_{j}`, `norm_out`, `conv_out`.
+#[derive(Debug)]
+pub struct Encoder {
+    conv_in: CausalConv3d,
+    levels: Vec<Level>,
+    mid: Vec<ResBlock>,
+    norm_out: FrameGroupNorm,
+    conv_out: CausalConv3d,
+    in_channels: i64,
+}
+
+impl Encoder {
+    /// For video of `config.in_channels`, to [`Magvit2Config::latent_channels`] features.
+    ///
+    /// # Errors
+    /// A field of the config is out of range.
+    pub fn new(path: &nn::Path, config: &Magvit2Config) -> Result<Self> {
+        config.validate()?;
+        let widths = config.widths();
+        let top = widths[widths.len() - 1];
+        let block = |path: nn::Path, inputs: i64, outputs: i64| {
+            ResBlock::new(&path, inputs, outputs, config.num_groups, config.conv_shortcut)
+        };
+        let level = |i: usize| -> Result<Level> {
+            let path = path / format!("level_{i}");
+            let (width, before) = (widths[i], widths[i.saturating_sub(1)]);
+            let blocks = (0..config.num_res_blocks)
+                .map(|j| block(&path / format!("block_{j}"), if j == 0 { before } else { width }, width));
+            Ok(Level {
+                blocks: blocks.collect::<Result<_>>()?,
+                downsample: (i < config.transitions())
+                    .then(|| Downsample::new(&(&path / "downsample"), width, config.factors_at(i)))
+                    .transpose()?,
+            })
+        };
+        let mid = path / "mid";
+        Ok(Self {
+            conv_in: CausalConv3d::new(
+                &(path / "conv_in"),
+                config.in_channels,
+                widths[0],
+                CausalConv3dConfig::new([3; 3]),
+            )?,
+            levels: (0..widths.len()).map(level).collect::<Result<_>>()?,
+            mid: (0..config.num_res_blocks)
+                .map(|j| block(&mid / format!("block_{j}"), top, top))
+                .collect::<Result<_>>()?,
+            norm_out: FrameGroupNorm::new(&(path / "norm_out"), config.num_groups, top, EPS)?,
+            conv_out: CausalConv3d::new(
+                &(path / "conv_out"),
+                top,
+                config.latent_channels()?,
+                CausalConv3dConfig::new([1; 3]),
+            )?,
+            in_channels: config.in_channels,
+        })
+    }
+
+    /// `[B, C, T, H, W]` to features `[B, K, T', H', W']`; 1 + s·k frames become 1 + k.
+    ///
+    /// # Errors
+    /// Another number of axes or channels.
+    pub fn forward(&self, video: &Tensor) -> Result<Tensor> {
+        check_channels("video", video, self.in_channels)?;
+        Ok(self.run(video, &mut Past::WholeClip))
+    }
+
+    /// One chunk of a clip that the strides fit.
+    pub(crate) fn run(&self, video: &Tensor, past: &mut Past) -> Tensor {
+        let mut x = self.conv_in.run(&torch_ext::channels_last_3d(video), past);
+        for level in &self.levels {
+            for block in &level.blocks {
+                x = block.run(&x, past);
+            }
+            if let Some(downsample) = &level.downsample {
+                x = downsample.run(&x, past);
+            }
+        }
+        for block in &self.mid {
+            x = block.run(&x, past);
+        }
+        let features = self.conv_out.run_normed(&self.norm_out, &x, past);
+        past.end_chunk();
+        features
+    }
+}
