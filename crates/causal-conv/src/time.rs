@@ -18,7 +18,8 @@ pub enum PadMode {
 }
 
 impl PadMode {
-    pub(crate) fn name(self) -> &'static str {
+    /// libtorch's word for it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Constant => "constant",
             Self::Replicate => "replicate",
