@@ -205,7 +205,7 @@ impl Upsample {
 }
 
 /// Nearest-neighbour upsampling of `[B, C, T, H, W]`, channels last.
-fn repeat(x: &Tensor, [ft, fh, fw]: [i64; 3]) -> Tensor {
+pub(crate) fn repeat(x: &Tensor, [ft, fh, fw]: [i64; 3]) -> Tensor {
     let (b, c, t, h, w) = x.size5().expect("a video has five axes");
     x.permute([0, 2, 3, 4, 1])
         .reshape([b, t, 1, h, 1, w, 1, c])
@@ -215,7 +215,7 @@ fn repeat(x: &Tensor, [ft, fh, fw]: [i64; 3]) -> Tensor {
 }
 
 /// Without the first `factor` − 1 frames, if the clip starts here: the first frame stands for itself alone.
-fn trim(x: &Tensor, factor: i64, starts_clip: bool) -> Tensor {
+pub(crate) fn trim(x: &Tensor, factor: i64, starts_clip: bool) -> Tensor {
     let drop = if starts_clip { factor - 1 } else { 0 };
     x.narrow(2, drop, x.size()[2] - drop)
 }

@@ -29,8 +29,10 @@
 mod blocks;
 mod conv;
 mod conv1d;
+pub mod cosmos;
 pub mod magvit2;
 mod space_to_depth;
+mod stream;
 mod time;
 mod transpose;
 

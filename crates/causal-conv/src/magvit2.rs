@@ -8,7 +8,6 @@ mod config;
 mod decoder;
 mod describe;
 mod encoder;
-mod stream;
 
 use quantizers::{Mode, Quantized, Quantizer};
 use tch::{Tensor, nn, no_grad};
@@ -20,6 +19,9 @@ pub use config::Magvit2Config;
 pub use decoder::Decoder;
 pub use describe::LayerSummary;
 pub use encoder::Encoder;
+
+use crate::stream::{Chunked, Decoding, Encoding};
+use crate::time::Past;
 
 /// What [`Magvit2::forward`] gives.
 #[derive(Debug)]
@@ -110,23 +112,6 @@ impl Magvit2 {
         self.quantizer.as_ref()
     }
 
-    fn check_video(&self, video: &Tensor) -> Result<()> {
-        let weight = self.last_layer();
-        if video.kind() != weight.kind() || video.device() != weight.device() {
-            return Err(Error::input(
-                "video",
-                format!("{:?} numbers on {:?}", video.kind(), video.device()),
-                format!("the model's, {:?} on {:?}", weight.kind(), weight.device()),
-            ));
-        }
-        let shape = VideoShape::of(video)?;
-        if shape.channels != self.in_channels {
-            let expected = format!("{} channels, the config's in_channels", self.in_channels);
-            return Err(Error::shape("video", &video.size(), expected));
-        }
-        Ok(())
-    }
-
     /// Refuses a bottleneck without one id per position.
     fn check_discrete(&self, action: &str) -> Result<i64> {
         self.vocabulary_size.ok_or_else(|| {
@@ -152,19 +137,6 @@ impl Magvit2 {
         TokenGrid::new((ids * digits).sum_dim_intlist(-1, false, None))
     }
 
-    /// Tokens to the features `[B, K, T', H', W']` that the decoder reads.
-    fn embed(&self, tokens: &TokenGrid) -> Result<Tensor> {
-        tokens.check_vocabulary(self.check_discrete("decode tokens")?)?;
-        let ids = tokens.ids().to_device(self.last_layer().device());
-        let (count, size) = (self.quantizer.num_ids(), self.quantizer.codebook_size().unwrap_or(1));
-        let ids = if count == 1 {
-            ids
-        } else {
-            let digits = Tensor::from_slice(&place_values(size, count)).to_device(ids.device());
-            ids.unsqueeze(-1).divide_tensor_mode(&digits, "floor").remainder(size)
-        };
-        Ok(self.quantizer.lookup(&ids)?.permute([0, 4, 1, 2, 3]))
-    }
 }
 
 impl VideoTokenizer for Magvit2 {
@@ -187,12 +159,52 @@ impl VideoTokenizer for Magvit2 {
 
     fn stream_encoder(&self) -> Result<Box<dyn StreamEncoder + '_>> {
         self.check_discrete("stream tokens")?;
-        Ok(Box::new(stream::Encoding::new(self)))
+        Ok(Box::new(Encoding::new(self)))
     }
 
     fn stream_decoder(&self) -> Result<Box<dyn StreamDecoder + '_>> {
         self.check_discrete("stream tokens")?;
-        Ok(Box::new(stream::Decoding::new(self)))
+        Ok(Box::new(Decoding::new(self)))
+    }
+}
+
+impl Chunked for Magvit2 {
+    fn check_video(&self, video: &Tensor) -> Result<()> {
+        let weight = self.last_layer();
+        if video.kind() != weight.kind() || video.device() != weight.device() {
+            return Err(Error::input(
+                "video",
+                format!("{:?} numbers on {:?}", video.kind(), video.device()),
+                format!("the model's, {:?} on {:?}", weight.kind(), weight.device()),
+            ));
+        }
+        let shape = VideoShape::of(video)?;
+        if shape.channels != self.in_channels {
+            let expected = format!("{} channels, the config's in_channels", self.in_channels);
+            return Err(Error::shape("video", &video.size(), expected));
+        }
+        Ok(())
+    }
+
+    fn encode_chunk(&self, frames: &Tensor, past: &mut Past) -> Result<TokenGrid> {
+        self.tokens(&self.encoder.run(frames, past))
+    }
+
+    fn embed(&self, tokens: &TokenGrid) -> Result<Tensor> {
+        tokens.check_vocabulary(self.check_discrete("decode tokens")?)?;
+        let ids = tokens.ids().to_device(self.last_layer().device());
+        let (count, size) = (self.quantizer.num_ids(), self.quantizer.codebook_size().unwrap_or(1));
+        let ids = if count == 1 {
+            ids
+        } else {
+            let digits = Tensor::from_slice(&place_values(size, count)).to_device(ids.device());
+            ids.unsqueeze(-1).divide_tensor_mode(&digits, "floor").remainder(size)
+        };
+        Ok(self.quantizer.lookup(&ids)?.permute([0, 4, 1, 2, 3]))
+    }
+
+    fn decode_chunk(&self, features: &Tensor, past: &mut Past) -> Tensor {
+        self.decoder.run(features, past)
     }
 }
 

@@ -1,10 +1,27 @@
 //! Coding a clip of any length chunk by chunk.
 
 use tch::{Tensor, no_grad};
-use video_core::{Error, Result, StreamDecoder, StreamEncoder, TokenGrid, VideoShape};
+use video_core::{Error, Result, StreamDecoder, StreamEncoder, TokenGrid, VideoShape, VideoTokenizer};
 
-use super::Magvit2;
 use crate::time::Past;
+
+/// A tokenizer that can code the chunks of a clip, given what its causal layers keep of the chunks before.
+pub(crate) trait Chunked: VideoTokenizer + std::fmt::Debug {
+    /// Refuses frames that the model does not take, whatever their number and size.
+    fn check_video(&self, frames: &Tensor) -> Result<()>;
+
+    /// Tokens of frames that the strides fit.
+    fn encode_chunk(&self, frames: &Tensor, past: &mut Past) -> Result<TokenGrid>;
+
+    /// What the decoder reads for these tokens.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    fn embed(&self, tokens: &TokenGrid) -> Result<Tensor>;
+
+    /// Frames, not clamped.
+    fn decode_chunk(&self, features: &Tensor, past: &mut Past) -> Tensor;
+}
 
 /// What the next chunk must share with the first: all but the number of frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,8 +40,8 @@ impl Frame {
 
 /// Video frames in, tokens out. It holds the last input frames of each causal layer and fewer frames than one stride.
 #[derive(Debug)]
-pub(super) struct Encoding<'a> {
-    tokenizer: &'a Magvit2,
+pub(crate) struct Encoding<'a, T> {
+    tokenizer: &'a T,
     past: Past,
     frame: Option<Frame>,
     /// Frames that wait for the rest of their stride.
@@ -32,18 +49,18 @@ pub(super) struct Encoding<'a> {
     frames: i64,
 }
 
-impl<'a> Encoding<'a> {
-    pub fn new(tokenizer: &'a Magvit2) -> Self {
+impl<'a, T> Encoding<'a, T> {
+    pub fn new(tokenizer: &'a T) -> Self {
         Self { tokenizer, past: Past::stream(), frame: None, pending: None, frames: 0 }
     }
 }
 
-impl StreamEncoder for Encoding<'_> {
+impl<T: Chunked> StreamEncoder for Encoding<'_, T> {
     fn push(&mut self, frames: &Tensor) -> Result<Option<TokenGrid>> {
         let shape = VideoShape::of(frames)?;
         self.tokenizer.check_video(frames)?;
         // Any number of frames will do here, but the strides must divide the size.
-        self.tokenizer.compression.grid_shape(VideoShape { frames: 1, ..shape })?;
+        self.tokenizer.compression().grid_shape(VideoShape { frames: 1, ..shape })?;
         let frame = Frame([shape.batch, shape.height, shape.width]);
         frame.check("frames", "batch, height and width", &frames.size(), &mut self.frame)?;
         self.frames += shape.frames;
@@ -52,7 +69,7 @@ impl StreamEncoder for Encoding<'_> {
                 Some(pending) => Tensor::cat(&[&pending, frames], 2),
                 None => frames.shallow_clone(),
             };
-            let (count, stride) = (waiting.size()[2], self.tokenizer.compression.time);
+            let (count, stride) = (waiting.size()[2], self.tokenizer.compression().time);
             let complete = match self.past.starts_clip() {
                 true => 1 + (count - 1) / stride * stride,
                 false => count / stride * stride,
@@ -65,13 +82,12 @@ impl StreamEncoder for Encoding<'_> {
                 return Ok(None);
             }
             let ready = waiting.narrow(2, 0, complete);
-            let features = self.tokenizer.encoder.run(&ready, &mut self.past);
-            self.tokenizer.tokens(&features).map(Some)
+            self.tokenizer.encode_chunk(&ready, &mut self.past).map(Some)
         })
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        let stride = self.tokenizer.compression.time;
+        let stride = self.tokenizer.compression().time;
         let missing = (1 - self.frames).rem_euclid(stride);
         if self.frames == 0 || missing > 0 {
             let missing = if self.frames == 0 { 1 } else { missing };
@@ -87,26 +103,26 @@ impl StreamEncoder for Encoding<'_> {
 
 /// Tokens in, video frames out. It holds the last input frames of each causal layer.
 #[derive(Debug)]
-pub(super) struct Decoding<'a> {
-    tokenizer: &'a Magvit2,
+pub(crate) struct Decoding<'a, T> {
+    tokenizer: &'a T,
     past: Past,
     frame: Option<Frame>,
 }
 
-impl<'a> Decoding<'a> {
-    pub fn new(tokenizer: &'a Magvit2) -> Self {
+impl<'a, T> Decoding<'a, T> {
+    pub fn new(tokenizer: &'a T) -> Self {
         Self { tokenizer, past: Past::stream(), frame: None }
     }
 }
 
-impl StreamDecoder for Decoding<'_> {
+impl<T: Chunked> StreamDecoder for Decoding<'_, T> {
     fn push(&mut self, tokens: &TokenGrid) -> Result<Tensor> {
         no_grad(|| {
             let features = self.tokenizer.embed(tokens)?;
             let grid = tokens.shape();
             let frame = Frame([tokens.batch(), grid.height, grid.width]);
             frame.check("token ids", "batch, height and width", &tokens.ids().size(), &mut self.frame)?;
-            Ok(self.tokenizer.decoder.run(&features, &mut self.past).clamp(-1.0, 1.0))
+            Ok(self.tokenizer.decode_chunk(&features, &mut self.past).clamp(-1.0, 1.0))
         })
     }
 }
