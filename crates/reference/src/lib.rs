@@ -7,5 +7,6 @@
 
 pub mod case;
 pub mod drivers;
+pub mod import;
 pub mod verify;
 pub mod weights;

@@ -78,13 +78,13 @@ fn from_wrapped(name: &str) -> Option<String> {
 }
 
 /// A model with the case's weights, and its variables by the names of the reference.
-struct Loaded<M> {
-    model: M,
+pub(super) struct Loaded<M> {
+    pub(super) model: M,
     variables: Weights,
 }
 
 impl<M> Loaded<M> {
-    fn new(
+    pub(super) fn new(
         case: &Case,
         rename: impl Fn(&str) -> Option<String>,
         build: impl FnOnce(&nn::Path) -> video_core::Result<M>,
@@ -103,7 +103,7 @@ impl<M> Loaded<M> {
     }
 
     /// `out/y` and, behind the cotangent `in/cot`, the gradients that the case lists.
-    fn outputs(&self, case: &Case, y: &Tensor) -> Result<Outputs, CaseError> {
+    pub(super) fn outputs(&self, case: &Case, y: &Tensor) -> Result<Outputs, CaseError> {
         let mut outputs = Outputs::new();
         outputs.out("y", y);
         (y * case.input("cot")?).sum(y.kind()).backward();
@@ -337,7 +337,7 @@ fn vidtok_causal_conv3d(case: &Case) -> Result<Outputs, CaseError> {
 }
 
 /// `in/<name>`, of the shape that the config states.
-fn input(case: &Case, name: &str, shape: &[i64]) -> Result<Tensor, CaseError> {
+pub(super) fn input(case: &Case, name: &str, shape: &[i64]) -> Result<Tensor, CaseError> {
     let x = case.input(name)?;
     if x.size() == shape {
         Ok(x)

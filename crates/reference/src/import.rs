@@ -1,0 +1,3 @@
+//! Published checkpoints.
+
+pub(crate) mod cosmos;
