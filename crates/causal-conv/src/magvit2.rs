@@ -136,7 +136,6 @@ impl Magvit2 {
         let digits = Tensor::from_slice(&place_values(size, count)).to_device(ids.device());
         TokenGrid::new((ids * digits).sum_dim_intlist(-1, false, None))
     }
-
 }
 
 impl VideoTokenizer for Magvit2 {

@@ -1,5 +1,7 @@
 //! What the crate promises, seen from outside.
 
+#[path = "causal-conv/cosmos.rs"]
+mod cosmos;
 #[path = "causal-conv/layers.rs"]
 mod layers;
 #[path = "causal-conv/tokenizer.rs"]

@@ -97,13 +97,7 @@ impl ResBlock {
     ///
     /// # Errors
     /// `num_groups` does not divide a width.
-    pub fn new(
-        path: &nn::Path,
-        net: CosmosNet,
-        inputs: i64,
-        outputs: i64,
-        num_groups: i64,
-    ) -> Result<Self> {
+    pub fn new(path: &nn::Path, net: CosmosNet, inputs: i64, outputs: i64, num_groups: i64) -> Result<Self> {
         let first_groups = if net == CosmosNet::Factorized { 1 } else { num_groups };
         Ok(Self {
             norm1: Norm::new(path / "norm1", first_groups, inputs)?,
@@ -168,8 +162,7 @@ impl Attention {
         if channels < 1 {
             return Err(Error::config("channels", channels, "at least 1"));
         }
-        let conv =
-            |name: &str| CausalConv3d::new(&(path / name), channels, channels, conv_config([1; 3]));
+        let conv = |name: &str| CausalConv3d::new(&(path / name), channels, channels, conv_config([1; 3]));
         Ok(Self {
             norm: Norm::new(path / "norm", num_groups, channels)?,
             q: conv("q")?,
@@ -213,9 +206,7 @@ impl Attention {
     fn video(&self, sequences: &Tensor, size: &[i64]) -> Tensor {
         let sequences = sequences.squeeze_dim(1);
         match self.axes {
-            AttentionAxes::Space => {
-                unfold_time(&sequences.transpose(1, 2).unflatten(2, &size[3..]), size[0])
-            }
+            AttentionAxes::Space => unfold_time(&sequences.transpose(1, 2).unflatten(2, &size[3..]), size[0]),
             AttentionAxes::Time => {
                 sequences.unflatten(0, [size[0], size[3], size[4]]).permute([0, 4, 3, 1, 2])
             }

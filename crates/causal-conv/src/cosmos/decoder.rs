@@ -12,7 +12,7 @@ use crate::time::Past;
 #[derive(Debug)]
 enum Up {
     Base(Upsample),
-    Hybrid(HybridUpsample),
+    Hybrid(Box<HybridUpsample>),
     /// The finest level of a base network: time alone.
     RepeatTime,
     Stay,
@@ -58,7 +58,7 @@ impl Decoder {
                 CosmosNet::Base => Up::Base(Upsample::new(&(&path / "upsample"), widths[i])?),
                 CosmosNet::Factorized => {
                     let [time, space] = config.doubles(widths.len() - 1 - i);
-                    Up::Hybrid(HybridUpsample::new(&(&path / "upsample"), widths[i], time, space)?)
+                    Up::Hybrid(Box::new(HybridUpsample::new(&(&path / "upsample"), widths[i], time, space)?))
                 }
             };
             Ok((blocks, up))

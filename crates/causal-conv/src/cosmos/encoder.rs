@@ -11,7 +11,7 @@ use crate::time::Past;
 #[derive(Debug)]
 enum Down {
     Base(Downsample),
-    Hybrid(HybridDownsample),
+    Hybrid(Box<HybridDownsample>),
     /// The last level of a base network: time alone.
     AverageTime,
     Stay,
@@ -57,7 +57,12 @@ impl Encoder {
                 CosmosNet::Base => Down::Base(Downsample::new(&(&path / "downsample"), widths[i])?),
                 CosmosNet::Factorized => {
                     let [time, space] = config.halves(i);
-                    Down::Hybrid(HybridDownsample::new(&(&path / "downsample"), widths[i], time, space)?)
+                    Down::Hybrid(Box::new(HybridDownsample::new(
+                        &(&path / "downsample"),
+                        widths[i],
+                        time,
+                        space,
+                    )?))
                 }
             };
             Ok((blocks, down))

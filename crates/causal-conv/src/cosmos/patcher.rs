@@ -96,9 +96,13 @@ impl Patcher {
             PatchMethod::Rearrange => {
                 let (b, c, t, h, w) = x.size5().expect("a video has five axes");
                 let pt = self.time_size();
-                x.reshape([b, c, t / pt, pt, h / p, p, w / p, p])
-                    .permute([0, 1, 3, 5, 7, 2, 4, 6])
-                    .reshape([b, self.volume() * c, t / pt, h / p, w / p])
+                x.reshape([b, c, t / pt, pt, h / p, p, w / p, p]).permute([0, 1, 3, 5, 7, 2, 4, 6]).reshape([
+                    b,
+                    self.volume() * c,
+                    t / pt,
+                    h / p,
+                    w / p,
+                ])
             }
             PatchMethod::Haar => {
                 for _ in 0..p.ilog2() {
@@ -120,10 +124,13 @@ impl Patcher {
             PatchMethod::Rearrange => {
                 let (b, c, t, h, w) = x.size5().expect("a video has five axes");
                 let (pt, channels) = (self.time_size(), c / self.volume());
-                x = x
-                    .reshape([b, channels, pt, p, p, t, h, w])
-                    .permute([0, 1, 5, 2, 6, 3, 7, 4])
-                    .reshape([b, channels, t * pt, h * p, w * p]);
+                x = x.reshape([b, channels, pt, p, p, t, h, w]).permute([0, 1, 5, 2, 6, 3, 7, 4]).reshape([
+                    b,
+                    channels,
+                    t * pt,
+                    h * p,
+                    w * p,
+                ]);
             }
             PatchMethod::Haar => {
                 for _ in 0..p.ilog2() {

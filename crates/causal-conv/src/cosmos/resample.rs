@@ -186,9 +186,8 @@ impl HybridUpsample {
     /// # Errors
     /// A number below 1.
     pub fn new(path: &nn::Path, channels: i64, time: bool, space: bool) -> Result<Self> {
-        let conv = |name: &str, kernel| {
-            CausalConv3d::new(&(path / name), channels, channels, conv_config(kernel))
-        };
+        let conv =
+            |name: &str, kernel| CausalConv3d::new(&(path / name), channels, channels, conv_config(kernel));
         let convs = [conv("conv1", [3, 1, 1])?, conv("conv2", [1, 3, 3])?, conv("conv3", [1; 3])?];
         Ok(Self { convs, time, space, channels })
     }

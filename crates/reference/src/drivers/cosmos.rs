@@ -1,8 +1,8 @@
 //! Cosmos tokenizers (entries `cosmos.*`).
 
 use causal_conv::cosmos::{
-    Attention, AttentionAxes, CosmosBottleneck, CosmosConfig, CosmosNet, CosmosTokenizer, Decoder, Downsample,
-    Encoder, HybridDownsample, HybridUpsample, PatchMethod, Patcher, ResBlock, Upsample,
+    Attention, AttentionAxes, CosmosBottleneck, CosmosConfig, CosmosNet, CosmosTokenizer, Decoder,
+    Downsample, Encoder, HybridDownsample, HybridUpsample, PatchMethod, Patcher, ResBlock, Upsample,
 };
 use causal_conv::{CausalConv3d, CausalConv3dConfig, ClipStart, PadMode, TimePadding};
 use serde::Deserialize;
