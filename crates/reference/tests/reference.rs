@@ -1,6 +1,9 @@
 //! The vendored golden cases (a small part of the full set, so that a clone alone tests parity) and, where a folder with
 //! the full set is named or stands beside the checkout, all of its supported systems.
 
+#[path = "reference/checkpoints.rs"]
+mod checkpoints;
+
 use std::path::{Path, PathBuf};
 
 use reference::verify::verify;
