@@ -2,13 +2,19 @@
 
 mod checkpoint;
 pub(crate) mod cosmos;
+pub(crate) mod o2;
 mod pickle;
+mod shapes;
 
-use tch::TchError;
+use causal_conv::cosmos::{CosmosConfig, CosmosTokenizer};
+use causal_conv::magvit2::{Magvit2, Magvit2Config};
+use serde::{Deserialize, Serialize};
+use tch::{Device, TchError, nn};
 
 pub use checkpoint::read_checkpoint;
+use shapes::{Shapes, gcd};
 
-use crate::weights::WeightsError;
+use crate::weights::{Weights, WeightsError, load_into};
 
 /// Why a checkpoint cannot be imported.
 #[derive(Debug, thiserror::Error)]
@@ -72,10 +78,91 @@ impl ImportError {
     }
 }
 
-/// The systems whose checkpoints can be imported, each with a line on what it is.
-pub const SYSTEMS: &[(&str, &str)] =
-    &[("cosmos", "NVIDIA Cosmos tokenizers, continuous (CV) and discrete (DV): the autoencoder.jit of each")];
+/// A model of this workspace, by its config.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Model {
+    /// The MAGVIT-v2 video tokenizer.
+    Magvit2(Magvit2Config),
+    /// A Cosmos tokenizer.
+    Cosmos(CosmosConfig),
+}
+
+impl Model {
+    /// Builds the model under `path`.
+    fn build(&self, path: &nn::Path) -> video_core::Result<()> {
+        match self {
+            Self::Magvit2(config) => Magvit2::new(path, config).map(drop),
+            Self::Cosmos(config) => CosmosTokenizer::new(path, config).map(drop),
+        }
+    }
+}
+
+/// A checkpoint in our terms.
+#[derive(Debug)]
+pub struct Imported {
+    /// The model.
+    pub model: Model,
+    /// All of its tensors and nothing else, by the names of its variables, floating-point ones as float32.
+    pub tensors: Weights,
+}
+
+/// Turns a system's map into the tensors of a checkpoint.
+type Import = fn(&Weights) -> Result<(Model, Weights), ImportError>;
+
+/// A family of published checkpoints.
+#[derive(Debug)]
+pub struct System {
+    /// What [`import`] calls it.
+    pub name: &'static str,
+    /// What it is, in a line.
+    pub about: &'static str,
+    import: Import,
+}
+
+/// The systems whose checkpoints can be imported.
+pub const SYSTEMS: &[System] = &[
+    System {
+        name: "o2-magvit2",
+        about: "O2-MAGVIT2 video tokenizer (cofe-ai), 4×16×16, 2^18 codes",
+        import: o2::import,
+    },
+    System {
+        name: "cosmos-cv4x8x8",
+        about: "Cosmos continuous video tokenizer (NVIDIA), 4×8×8: autoencoder.jit",
+        import: |tensors| cosmos::import(tensors, CosmosConfig::cv4x8x8()),
+    },
+    System {
+        name: "cosmos-cv8x8x8",
+        about: "Cosmos continuous video tokenizer (NVIDIA), 8×8×8: autoencoder.jit",
+        import: |tensors| cosmos::import(tensors, CosmosConfig::cv8x8x8()),
+    },
+    System {
+        name: "cosmos-cv8x16x16",
+        about: "Cosmos continuous video tokenizer (NVIDIA), 8×16×16: autoencoder.jit",
+        import: |tensors| cosmos::import(tensors, CosmosConfig::cv8x16x16()),
+    },
+];
 
 fn names() -> String {
-    SYSTEMS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+    SYSTEMS.iter().map(|system| system.name).collect::<Vec<_>>().join(", ")
+}
+
+/// The tensors of a published checkpoint as those of our model, whose config is read off their shapes where they tell it.
+///
+/// Parts that a tokenizer does not need (discriminators, losses, optimizers) are left out. Ids come out in our convention,
+/// the first channel as the least significant digit, whatever the reference's is.
+///
+/// # Errors
+/// No such system, or the first tensor of encoder, decoder or bottleneck that is missing, unexpected or of another shape.
+pub fn import(system: &str, tensors: &Weights) -> Result<Imported, ImportError> {
+    let system = SYSTEMS
+        .iter()
+        .find(|known| known.name == system)
+        .ok_or_else(|| ImportError::System(system.to_string()))?;
+    let (model, tensors) = (system.import)(tensors)?;
+    let variables = nn::VarStore::new(Device::Cpu);
+    model.build(&variables.root())?;
+    load_into(&variables, &tensors)?;
+    Ok(Imported { model, tensors })
 }

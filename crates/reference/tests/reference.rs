@@ -3,6 +3,8 @@
 
 #[path = "reference/checkpoints.rs"]
 mod checkpoints;
+#[path = "reference/imports.rs"]
+mod imports;
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +12,13 @@ use reference::verify::verify;
 
 /// The systems whose drivers are complete.
 const SYSTEMS: &[&str] = &[];
+
+/// Where the full set of cases is, if it is anywhere.
+fn full_set() -> PathBuf {
+    std::env::var_os("VIREO_GOLDEN")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden"))
+}
 
 fn assert_all_pass(path: &Path) {
     let reports = verify(path, |_, _, _| ()).unwrap();
@@ -54,9 +63,7 @@ fn vendored_cases_pass() {
 
 #[test]
 fn the_full_set_passes_where_it_is_there() {
-    let root = std::env::var_os("VIREO_GOLDEN")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden"));
+    let root = full_set();
     for system in SYSTEMS {
         if root.join(system).is_dir() {
             assert_all_pass(&root.join(system));

@@ -14,6 +14,7 @@ use video_core::VideoTokenizer;
 
 use super::Driver;
 use crate::case::{Case, CaseError, Outputs};
+use crate::import::o2::{from_o2, from_o2_part};
 use crate::weights::{Weights, load_into};
 
 /// The entries of this module.
@@ -29,45 +30,6 @@ pub(super) const DRIVERS: &[(&str, Driver)] = &[
     ("magvit2.tokenizer", tokenizer),
     ("vidtok.causal_conv3d", vidtok_causal_conv3d),
 ];
-
-/// Our name of a tensor of an O2-MAGVIT2 checkpoint (without the prefix `tokenizer.`), for a network of so many levels.
-/// `None`: no part of encoder or decoder.
-pub(crate) fn from_o2(name: &str, levels: usize) -> Option<String> {
-    let (part, rest) = name.split_once('.')?;
-    match part {
-        "encoder" | "decoder" => Some(format!("{part}.{}", from_o2_part(rest, part == "decoder", levels)?)),
-        _ => None,
-    }
-}
-
-/// [`from_o2`] inside the encoder or the decoder.
-fn from_o2_part(name: &str, is_decoder: bool, levels: usize) -> Option<String> {
-    // Every convolution and norm of the reference stands in a wrapper.
-    let name = name.replace(".conv1.conv.", ".").replace(".conv.", ".").replace(".norm_fn.", ".");
-    let words: Vec<&str> = name.split('.').collect();
-    let number = |word: &str| word.rsplit('_').next()?.parse::<usize>().ok();
-    // The encoder counts levels from the finest, the decoder from the coarsest.
-    let level = |word: &str| {
-        let index = number(word)?;
-        if is_decoder { (levels - 1).checked_sub(index) } else { Some(index) }
-    };
-    Some(match words[..] {
-        ["conv_first", leaf] => format!("conv_in.{leaf}"),
-        ["conv_last", leaf] => format!("conv_out.{leaf}"),
-        ["final_norm", leaf] => format!("norm_out.{leaf}"),
-        ["res_blocks", "res_block_pre" | "res_block_final", block, layer, leaf] => {
-            format!("mid.block_{}.{layer}.{leaf}", number(block)?)
-        }
-        // Blocks after the first are named after level 0 in every level of the encoder: only the last number counts.
-        ["res_blocks", at, block, layer, leaf] => {
-            format!("level_{}.block_{}.{layer}.{leaf}", level(at)?, number(block)?)
-        }
-        ["conv_downsample_blocks", at, leaf] => format!("level_{}.downsample.{leaf}", level(at)?),
-        ["conv_upsample_blocks", at, leaf] => format!("level_{}.upsample.{leaf}", level(at)?),
-        ["cond_norm_layers", at, linear, leaf] => format!("level_{}.norm.{linear}.{leaf}", level(at)?),
-        _ => return None,
-    })
-}
 
 /// Our name of a tensor of a single layer: the reference's wrappers go.
 fn from_wrapped(name: &str) -> Option<String> {
