@@ -530,7 +530,7 @@ impl<'a> Machine<'a> {
 
 /// Keys and values in turn.
 fn pairs(items: Vec<Id>) -> Result<Vec<(Id, Id)>, ImportError> {
-    if items.len() % 2 != 0 {
+    if !items.len().is_multiple_of(2) {
         return Err(malformed("a key without a value"));
     }
     Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
