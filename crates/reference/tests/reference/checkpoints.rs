@@ -110,6 +110,26 @@ fn what_libtorch_writes_as_a_module() {
 }
 
 #[test]
+fn modules_within_modules_are_named_by_attribute() {
+    let module = |name: &str, attributes: Vec<u8>| {
+        let class = format!("c__torch__.nets.___torch_mangle_3\n{name}\n").into_bytes();
+        [class, b")\x81}(".to_vec(), attributes, b"ub".to_vec()].concat()
+    };
+    let tensor = pickle_of_one(4, 0, &[4], &[1]);
+    // Without the dictionary around the tensor.
+    let tensor = &tensor[3 + text("x").len()..tensor.len() - 2];
+    let conv = module("Conv3d", [text("training"), vec![0x89], text("weight"), tensor.to_vec()].concat());
+    let levels = module("ModuleList", [text("0"), conv].concat());
+    let levels = [text("down"), levels, text("name"), text("AE")].concat();
+    let root = [b"\x80\x02".to_vec(), module("Encoder", levels), b".".to_vec()].concat();
+    let numbers = [0; 16];
+    let tensors =
+        Scratch::archive("script", &[("data.pkl", &root), ("constants.pkl", b")."), ("data/0", &numbers)])
+            .read();
+    assert_eq!(tensors.unwrap().keys().collect::<Vec<_>>(), ["down.0.weight"]);
+}
+
+#[test]
 fn views_stay_inside_their_storage() {
     let numbers: Vec<u8> = [1_f32, 2.0, 3.0, 4.0].iter().flat_map(|x| x.to_le_bytes()).collect();
     let read = |pickle: &[u8]| Scratch::archive("view", &[("data.pkl", pickle), ("data/0", &numbers)]).read();
