@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use tch::nn;
 use video_core::Result;
 
-use crate::{Lfq, LfqConfig, Quantizer};
+use crate::{
+    GumbelConfig, GumbelVq, Ibq, IbqConfig, Lfq, LfqConfig, Quantizer, ResidualVq, ResidualVqConfig, SimVq,
+    SimVqConfig, Vq, VqConfig,
+};
 
 /// Which quantizer, and its configuration: `{ kind = "lfq", bits = 10 }`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,6 +15,17 @@ use crate::{Lfq, LfqConfig, Quantizer};
 pub enum QuantizerConfig {
     /// Lookup-free quantization; `spherical = true` is BSQ.
     Lfq(LfqConfig),
+    /// Vector quantization with a table of codes.
+    Vq(VqConfig),
+    /// A noisy softmax over codes, in MaskGIT's or VQGAN's form.
+    Gumbel(GumbelConfig),
+    /// A frozen table behind a learned linear map.
+    #[serde(rename = "simvq")]
+    SimVq(SimVqConfig),
+    /// Index backpropagation.
+    Ibq(IbqConfig),
+    /// Stages of vector quantization.
+    ResidualVq(ResidualVqConfig),
 }
 
 impl QuantizerConfig {
@@ -22,6 +36,11 @@ impl QuantizerConfig {
     pub fn validate(&self) -> Result<()> {
         match self {
             Self::Lfq(config) => config.validate(),
+            Self::Gumbel(config) => config.validate(),
+            Self::SimVq(config) => config.validate(),
+            Self::Ibq(config) => config.validate(),
+            Self::ResidualVq(config) => config.validate(),
+            Self::Vq(config) => config.validate(),
         }
     }
 
@@ -29,6 +48,10 @@ impl QuantizerConfig {
     pub fn dim(&self) -> Option<i64> {
         match self {
             Self::Lfq(config) => Some(config.code_dim()),
+            Self::Gumbel(config) => config.codebook_dim,
+            Self::ResidualVq(config) => config.codebook_dim,
+            Self::SimVq(_) | Self::Ibq(_) => None,
+            Self::Vq(config) => config.codebook_dim.map(|width| width * config.heads),
         }
     }
 
@@ -39,6 +62,11 @@ impl QuantizerConfig {
     pub fn build(&self, path: &nn::Path, dim: i64) -> Result<Box<dyn Quantizer>> {
         Ok(match self {
             Self::Lfq(config) => Box::new(Lfq::new(path, dim, config.clone())?),
+            Self::Gumbel(config) => Box::new(GumbelVq::new(path, dim, config.clone())?),
+            Self::SimVq(config) => Box::new(SimVq::new(path, dim, config.clone())?),
+            Self::Ibq(config) => Box::new(Ibq::new(path, dim, config.clone())?),
+            Self::ResidualVq(config) => Box::new(ResidualVq::new(path, dim, config.clone())?),
+            Self::Vq(config) => Box::new(Vq::new(path, dim, config.clone())?),
         })
     }
 }

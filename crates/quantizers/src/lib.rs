@@ -19,20 +19,35 @@
 //! ```
 
 pub mod bits;
+mod codebook;
 mod config;
 pub mod estimators;
+mod gumbel;
+mod ibq;
 mod lfq;
 mod projection;
+mod residual_vq;
+mod simvq;
 mod usage;
+mod vq;
 
 use tch::Tensor;
 use video_core::Result;
 
 pub use bits::BitOrder;
 pub use config::QuantizerConfig;
+pub use gumbel::{GumbelConfig, GumbelForm, GumbelTerms, GumbelVq, TemperatureSchedule};
+pub use ibq::{Ibq, IbqConfig, IbqTerms};
 pub use lfq::{
     BatchAverage, CodeEntropies, EntropyLog, EntropyWarmup, Lfq, LfqConfig, LfqTerms, MAX_ENTROPY_BITS,
     code_entropies, code_marginal,
+};
+pub use residual_vq::{ResidualVq, ResidualVqConfig};
+pub use simvq::{SimVq, SimVqConfig};
+pub use vq::{
+    AffinityEntropy, CodebookInit, CodebookUpdate, DeadCodeRestart, EntropyLossConfig, EntropyTarget,
+    Estimator, IdRemap, Similarity, UnknownId, Vq, VqConfig, VqExtras, VqProjection, VqTerms,
+    affinity_entropy, assignment_perplexity, rotate_to,
 };
 
 /// What a quantizer makes of features.

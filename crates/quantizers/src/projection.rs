@@ -17,6 +17,15 @@ impl Projections {
         }))
     }
 
+    /// `project_in` and `project_out` without bias, whatever the widths.
+    pub(crate) fn unbiased(path: &nn::Path, dim: i64, code_dim: i64, output_dim: i64) -> Self {
+        let config = nn::LinearConfig { bias: false, ..Default::default() };
+        Self(Some((
+            nn::linear(path / "project_in", dim, code_dim, config),
+            nn::linear(path / "project_out", code_dim, output_dim, config),
+        )))
+    }
+
     pub(crate) fn project_in(&self, features: &Tensor) -> Tensor {
         match &self.0 {
             Some((linear, _)) => linear.forward(features),
