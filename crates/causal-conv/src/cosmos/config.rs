@@ -22,6 +22,7 @@ pub enum CosmosNet {
 /// What stands between encoder and decoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[allow(clippy::large_enum_variant)] // A config is built once: a box would only be in its users' way.
 pub enum CosmosBottleneck {
     /// The features themselves (CV, formulation AE).
     Autoencoder {
