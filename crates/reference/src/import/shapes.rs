@@ -42,9 +42,10 @@ impl<'a> Shapes<'a> {
         }
     }
 
-    /// How many of a numbered series of tensors there are.
+    /// How many of a numbered series of tensors there are. No published model has anything near 32 of a kind; what lies
+    /// beyond is left for the model to refuse.
     pub fn count(&self, name: impl Fn(usize) -> String) -> usize {
-        (0..).take_while(|&index| self.0.contains_key(name(index).as_str())).count()
+        (0..32).take_while(|&index| self.0.contains_key(name(index).as_str())).count()
     }
 
     /// The tensors of these parts under our names, as float32. A name without one of ours stays: the model will refuse it.
