@@ -1,0 +1,15 @@
+//! Properties of the quantizers.
+
+#[path = "quantizers/table.rs"]
+mod table;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Seeds torch's generator, which all tests share, and keeps it from other tests for as long as the guard lives. Whatever
+/// draws a random number takes it.
+fn seeded(seed: i64) -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    guard
+}
