@@ -197,49 +197,6 @@ pub(super) fn vq_steps(case: &Case) -> Result<Outputs, CaseError> {
     let loaded = config.load(case)?;
     let mut outputs = Outputs::new();
     for step in 0..steps {
-        let extras = VqExtras {
-        mask: case.optional_input("mask").map(|mask| mask.ne(0)),
-        restart_order: case.optional_input("perm"),
-        ..VqExtras::default()
-    };
-    let (quantized, terms) = loaded.model.quantize_with(&to_last(&x), config.mode(), &extras)?;
-    let output = to_first(&quantized.embeddings);
-    let ids = ids_of(&quantized)?;
-    let loss = quantized.loss();
-    backward(&(dot(&output, &case.input("g")?) + &loss));
-
-    let mut outputs = Outputs::new();
-    outputs.out("quantized", &output).out("ids", ids).out("loss", &loss);
-    if let Some(terms) = terms {
-        outputs.out("commit", &or_zero(terms.commitment));
-        outputs.out("orthogonal", &or_zero(terms.orthogonality));
-        outputs.out("diversity", &or_zero(terms.diversity));
-    }
-    let mut codes = loaded.model.codes(&ids.clamp_min(0))?;
-    if config.heads > 1 && !config.separate_codebook_per_head {
-        codes = codes.unflatten(-1, [config.heads, -1]);
-    }
-    outputs.out("codes", &to_first(&codes));
-    for key in case.outputs.keys() {
-        if let Some(name) = key.strip_prefix("out/after/") {
-            let ours = name.replace("_codebook.", "");
-            outputs.out(format!("after/{name}"), &lucid_state(case, &loaded, name, &ours)?);
-        }
-    }
-    for name in case.gradient_names() {
-        let grad = if name == "x" { input_grad(&x) } else { loaded.grad(&name.replace("_codebook.", ""))? };
-        outputs.grad(&name, &grad);
-    }
-    Ok(outputs)
-}
-
-/// Several training steps in a row.
-pub(super) fn vq_steps(case: &Case) -> Result<Outputs, CaseError> {
-    let config: Lucid = case.config()?;
-    let steps = config.steps.unwrap_or(3);
-    let loaded = config.load(case)?;
-    let mut outputs = Outputs::new();
-    for step in 0..steps {
         let extras =
             VqExtras { restart_order: case.optional_input(&format!("perm{step}")), ..VqExtras::default() };
         let x = case.input(&format!("x{step}"))?;
