@@ -158,7 +158,11 @@ pub(super) fn vq_forward(case: &Case) -> Result<Outputs, CaseError> {
     let map = config.accept_image_fmap || config.accept_3d_fmap;
     let (to_last, to_first) =
         if map { (last as fn(&_) -> _, first as fn(&_) -> _) } else { (alias as _, alias as _) };
-    let extras = VqExtras { mask: case.optional_input("mask").map(|mask| mask.ne(0)), ..VqExtras::default() };
+    let extras = VqExtras {
+        mask: case.optional_input("mask").map(|mask| mask.ne(0)),
+        restart_order: case.optional_input("perm"),
+        ..VqExtras::default()
+    };
     let (quantized, terms) = loaded.model.quantize_with(&to_last(&x), config.mode(), &extras)?;
     let output = to_first(&quantized.embeddings);
     let ids = ids_of(&quantized)?;
