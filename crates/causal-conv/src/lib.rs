@@ -27,18 +27,25 @@
 //! ```
 
 mod blocks;
+mod blur;
 mod conv;
 mod conv1d;
 pub mod cosmos;
+mod discriminator;
+pub mod gan;
 pub mod magvit2;
+mod patch_discriminator;
 mod space_to_depth;
 mod stream;
 mod time;
 mod transpose;
 
 pub use blocks::{AdaptiveGroupNorm, Downsample, ResBlock, Upsample};
+pub use blur::BlurPool3d;
 pub use conv::{CausalConv3d, CausalConv3dConfig};
 pub use conv1d::{CausalConv1d, CausalConv1dConfig};
+pub use discriminator::{VideoDiscriminator, VideoDiscriminatorConfig};
+pub use patch_discriminator::{PatchDiscriminator, PatchDiscriminatorConfig};
 pub use space_to_depth::{depth_to_space, space_to_depth};
 pub use time::{ClipStart, PadMode, TimeContext, TimePadding};
 pub use transpose::{CausalConvTranspose1d, CausalConvTranspose3d};

@@ -69,11 +69,21 @@ impl<M> Loaded<M> {
         let mut outputs = Outputs::new();
         outputs.out("y", y);
         (y * case.input("cot")?).sum(y.kind()).backward();
-        for name in case.gradient_names() {
-            let variable = self.variables.get(&name).ok_or_else(|| CaseError::Missing(name.clone()))?;
-            outputs.grad(&name, &variable.grad());
-        }
+        self.gradients(case, &mut outputs)?;
         Ok(outputs)
+    }
+
+    /// The gradients that the case lists, of what was differentiated just now.
+    pub(super) fn gradients(&self, case: &Case, outputs: &mut Outputs) -> Result<(), CaseError> {
+        for name in case.gradient_names() {
+            outputs.grad(&name, &self.variable(&name)?.grad());
+        }
+        Ok(())
+    }
+
+    /// A variable by its name in the reference.
+    pub(super) fn variable(&self, name: &str) -> Result<&Tensor, CaseError> {
+        self.variables.get(name).ok_or_else(|| CaseError::Missing(name.to_string()))
     }
 }
 
