@@ -21,6 +21,18 @@ pub(crate) fn check_channels(what: &str, x: &Tensor, channels: i64) -> Result<()
     Ok(())
 }
 
+/// Refuses numbers of another kind or on another device than the model's.
+pub(crate) fn check_element(what: &str, x: &Tensor, model: &Tensor) -> Result<()> {
+    if x.kind() != model.kind() || x.device() != model.device() {
+        return Err(Error::input(
+            what,
+            format!("{:?} numbers on {:?}", x.kind(), x.device()),
+            format!("the model's, {:?} on {:?}", model.kind(), model.device()),
+        ));
+    }
+    Ok(())
+}
+
 /// Twice (group norm per frame, SiLU, causal 3×3×3 convolution without bias), around a skip: the identity, or a
 /// convolution without bias where the width changes.
 ///

@@ -34,6 +34,7 @@ pub mod cosmos;
 mod discriminator;
 pub mod gan;
 pub mod magvit2;
+pub mod open_magvit2;
 mod patch_discriminator;
 mod space_to_depth;
 mod stream;

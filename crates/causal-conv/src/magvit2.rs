@@ -20,6 +20,7 @@ pub use decoder::Decoder;
 pub use describe::LayerSummary;
 pub use encoder::Encoder;
 
+use crate::blocks::check_element;
 use crate::stream::{Chunked, Decoding, Encoding};
 use crate::time::Past;
 
@@ -169,14 +170,7 @@ impl VideoTokenizer for Magvit2 {
 
 impl Chunked for Magvit2 {
     fn check_video(&self, video: &Tensor) -> Result<()> {
-        let weight = self.last_layer();
-        if video.kind() != weight.kind() || video.device() != weight.device() {
-            return Err(Error::input(
-                "video",
-                format!("{:?} numbers on {:?}", video.kind(), video.device()),
-                format!("the model's, {:?} on {:?}", weight.kind(), weight.device()),
-            ));
-        }
+        check_element("video", video, self.last_layer())?;
         let shape = VideoShape::of(video)?;
         if shape.channels != self.in_channels {
             let expected = format!("{} channels, the config's in_channels", self.in_channels);

@@ -5,15 +5,20 @@ use causal_conv::gan::{
     AdaptiveRule, Adversary, DiscriminatorConfig, GanConfig, GanLoss, GradientPenalty, Lecam, LecamConfig,
     LecamRule, LossConvention, PenaltyKind, discriminator_loss, generator_loss, gradient_penalty,
 };
+use causal_conv::open_magvit2::{
+    AdaptiveGroupNorm, Decoder, Encoder, OpenMagvit2, OpenMagvit2Config, ResBlock, ResBlockConfig, Upsampler,
+};
 use causal_conv::{
     BlurPool3d, PadMode, PatchDiscriminator, PatchDiscriminatorConfig, VideoDiscriminator,
     VideoDiscriminatorConfig,
 };
+use quantizers::bits::split_id;
+use quantizers::{BitOrder, LfqConfig, QuantizerConfig};
 use serde::Deserialize;
 use tch::nn::Module;
-use tch::{Device, Kind, Tensor, nn};
+use tch::{Device, Kind, Tensor, nn, no_grad};
 use training::EmaConfig;
-use video_core::VideoShape;
+use video_core::{VideoShape, VideoTokenizer};
 
 use super::Driver;
 use super::magvit2::{Loaded, input};
@@ -28,6 +33,12 @@ pub(super) const DRIVERS: &[(&str, Driver)] = &[
     ("magvit2.gan.generator_loss", gan_generator_loss),
     ("magvit2.gan.lecam", lecam),
     ("magvit2.gan.gradient_penalty", penalty),
+    ("magvit2.open.resblock", resblock),
+    ("magvit2.open.upsampler", upsampler),
+    ("magvit2.open.adaptive_group_norm", adaptive_group_norm),
+    ("magvit2.open.encoder", encoder),
+    ("magvit2.open.decoder", decoder),
+    ("magvit2.open.tokenizer", tokenizer),
     ("magvit2.open.discriminator", patch_discriminator),
     ("magvit2.open.losses", losses),
     ("magvit2.open.ema", ema),
@@ -388,4 +399,136 @@ fn ema(case: &Case) -> Result<Outputs, CaseError> {
     let mut outputs = Outputs::new();
     outputs.out("shadow", &Tensor::stack(&series, 0));
     Ok(outputs)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Block {
+    in_filters: i64,
+    out_filters: i64,
+    use_conv_shortcut: bool,
+    use_agn: bool,
+    num_groups: i64,
+    input_shape: Vec<i64>,
+}
+
+fn resblock(case: &Case) -> Result<Outputs, CaseError> {
+    let config: Block = case.config()?;
+    let x = input(case, "x", &config.input_shape)?;
+    let ours = ResBlockConfig {
+        conv_shortcut: config.use_conv_shortcut,
+        first_norm: !config.use_agn,
+        ..ResBlockConfig::new(config.in_filters, config.out_filters, config.num_groups)
+    };
+    let loaded = Loaded::new(case, same, |path| ResBlock::new(path, ours))?;
+    loaded.outputs(case, &loaded.model.forward(&x)?)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Upsample {
+    dim: i64,
+    input_shape: Vec<i64>,
+}
+
+fn upsampler(case: &Case) -> Result<Outputs, CaseError> {
+    let Upsample { dim, input_shape } = case.config()?;
+    let x = input(case, "x", &input_shape)?;
+    let loaded = Loaded::new(case, same, |path| Ok(Upsampler::new(path, dim)))?;
+    loaded.outputs(case, &loaded.model.forward(&x)?)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AdaptiveNorm {
+    dim: i64,
+    z_channels: i64,
+    num_groups: i64,
+    z_shape: Vec<i64>,
+    input_shape: Vec<i64>,
+}
+
+fn adaptive_group_norm(case: &Case) -> Result<Outputs, CaseError> {
+    let AdaptiveNorm { dim, z_channels, num_groups, z_shape, input_shape } = case.config()?;
+    let (x, z) = (input(case, "x", &input_shape)?, input(case, "z", &z_shape)?);
+    let loaded = Loaded::new(case, same, |path| AdaptiveGroupNorm::new(path, dim, z_channels, num_groups))?;
+    loaded.outputs(case, &loaded.model.forward(&x, &z)?)
+}
+
+/// The reference's `ddconfig`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Network {
+    ch: i64,
+    out_ch: i64,
+    in_channels: i64,
+    num_res_blocks: i64,
+    z_channels: i64,
+    ch_mult: Vec<i64>,
+    resolution: i64,
+    #[serde(default)]
+    double_z: bool,
+    num_groups: i64,
+    input_shape: Vec<i64>,
+    token_factorization: Option<bool>,
+    factorized_bits: Option<Vec<i64>>,
+}
+
+impl Network {
+    fn ours(&self, bit_order: BitOrder) -> OpenMagvit2Config {
+        let lfq = LfqConfig { bit_order, ..LfqConfig::with_bits(self.z_channels) };
+        OpenMagvit2Config {
+            ch: self.ch,
+            out_ch: self.out_ch,
+            in_channels: self.in_channels,
+            num_res_blocks: self.num_res_blocks,
+            z_channels: self.z_channels,
+            ch_mult: self.ch_mult.clone(),
+            resolution: self.resolution,
+            double_z: self.double_z,
+            adaptive_norm: true,
+            num_groups: self.num_groups,
+            quantizer: QuantizerConfig::Lfq(lfq),
+        }
+    }
+}
+
+fn encoder(case: &Case) -> Result<Outputs, CaseError> {
+    let config: Network = case.config()?;
+    let x = input(case, "x", &config.input_shape)?;
+    let loaded = Loaded::new(case, same, |path| Encoder::new(path, &config.ours(BitOrder::LsbFirst)))?;
+    loaded.outputs(case, &loaded.model.forward(&x)?)
+}
+
+fn decoder(case: &Case) -> Result<Outputs, CaseError> {
+    let config: Network = case.config()?;
+    let x = input(case, "x", &config.input_shape)?;
+    let loaded = Loaded::new(case, same, |path| Decoder::new(path, &config.ours(BitOrder::LsbFirst)))?;
+    loaded.outputs(case, &loaded.model.forward(&x)?)
+}
+
+fn tokenizer(case: &Case) -> Result<Outputs, CaseError> {
+    let config: Network = case.config()?;
+    let x = as_video(&input(case, "x", &config.input_shape)?);
+    let load = |order| Loaded::new(case, same, |path| OpenMagvit2::new(path, &config.ours(order)));
+    let (little, big) = (load(BitOrder::LsbFirst)?.model, load(BitOrder::MsbFirst)?.model);
+    no_grad(|| {
+        let ids = little.encode(&x)?.into_ids();
+        let codes = little.quantizer().lookup(&ids)?.permute([0, 4, 1, 2, 3]);
+        let image = |video: &Tensor| video.squeeze_dim(2);
+        let grid = |ids: &Tensor| ids.squeeze_dim(1);
+        let mut outputs = Outputs::new();
+        outputs.out("z", &image(&little.encode_features(&x)?));
+        outputs.out("recon", &image(&little.decode_features(&codes)?));
+        outputs.out("ids", &grid(&ids));
+        outputs.out("ids_big_endian", &grid(big.encode(&x)?.ids()));
+        if config.token_factorization == Some(true) {
+            let parts = config.factorized_bits.as_deref().unwrap_or_default();
+            let [pre, post] = split_id(&ids, parts, BitOrder::LsbFirst)?
+                .try_into()
+                .map_err(|_| unsupported("factorized_bits", &parts))?;
+            outputs.out("ids_pre", &grid(&pre)).out("ids_post", &grid(&post));
+        }
+        Ok(outputs)
+    })
 }
