@@ -96,7 +96,7 @@ impl OpenMagvit2 {
     pub fn encode_features(&self, video: &Tensor) -> Result<Tensor> {
         self.check_video(video)?;
         self.compression.grid_shape(VideoShape::of(video)?)?;
-        Ok(unfold_time(&self.encoder.forward(&fold_time(video))?, video.size()[0]))
+        Ok(unfold_time(&self.encoder.forward(&frames(video))?, video.size()[0]))
     }
 
     /// Features `[B, K, T, H', W']` as the quantizer gives them to video `[B, C, T, H, W]`, not clamped.
@@ -105,7 +105,7 @@ impl OpenMagvit2 {
     /// Another number of axes or channels; a single position per frame where there are adaptive norms.
     pub fn decode_features(&self, features: &Tensor) -> Result<Tensor> {
         VideoShape::of(features)?;
-        Ok(unfold_time(&self.decoder.forward(&fold_time(features))?, features.size()[0]))
+        Ok(unfold_time(&self.decoder.forward(&frames(features))?, features.size()[0]))
     }
 
     /// The weight of the decoder's last convolution, at which the adaptive weight of a GAN loss compares gradients.
@@ -167,12 +167,17 @@ impl Chunked for OpenMagvit2 {
         tokens.check_vocabulary(self.quantizer.codebook_size().unwrap_or(0))?;
         let ids = tokens.ids().to_device(self.last_layer().device());
         let code = self.quantizer.lookup(&ids)?.permute([0, 4, 1, 2, 3]);
-        self.decoder.check(&fold_time(&code))?;
+        self.decoder.check(&frames(&code))?;
         Ok(code)
     }
 
     fn decode_chunk(&self, features: &Tensor, past: &mut Past) -> Tensor {
         past.end_chunk();
-        unfold_time(&self.decoder.run(&fold_time(features)), features.size()[0])
+        unfold_time(&self.decoder.run(&frames(features)), features.size()[0])
     }
+}
+
+/// `[B, C, T, H, W]` as images `[B·T, C, H, W]` in channels-last order.
+fn frames(video: &Tensor) -> Tensor {
+    torch_ext::channels_last(&fold_time(video))
 }

@@ -4,6 +4,7 @@ use layers::Linear;
 use layers::init::torch_default;
 use tch::nn::Module;
 use tch::{Tensor, nn};
+use torch_ext::MemoryFormat;
 use video_core::{Error, Result};
 
 use crate::space_to_depth::unfold_blocks;
@@ -211,6 +212,11 @@ impl Upsampler {
     }
 
     pub(super) fn run(&self, x: &Tensor) -> Tensor {
-        unfold_blocks(&self.conv1.forward(x).unsqueeze(2), [1, 2, 2]).squeeze_dim(2)
+        let shuffled = unfold_blocks(&self.conv1.forward(x).unsqueeze(2), [1, 2, 2]).squeeze_dim(2);
+        // It lies channels-last now.
+        match torch_ext::is_contiguous(x, MemoryFormat::ChannelsLast) {
+            Ok(true) => shuffled,
+            _ => shuffled.contiguous(),
+        }
     }
 }

@@ -65,7 +65,8 @@ impl Decoder {
         })
     }
 
-    /// The quantizer's features `[N, K, H', W']` to images `[N, C, H, W]`, not clamped.
+    /// The quantizer's features `[N, K, H', W']` to images `[N, C, H, W]`, not clamped. All layers compute in the order in
+    /// memory that the features have: channels-last ones are faster.
     ///
     /// # Errors
     /// Another number of axes or channels; a single position where there are adaptive norms, which take its variance.
@@ -84,11 +85,10 @@ impl Decoder {
     }
 
     pub(super) fn run(&self, code: &Tensor) -> Tensor {
-        let code = torch_ext::channels_last(code);
-        let mut x = self.mid.iter().fold(self.conv_in.forward(&code), |x, block| block.run(&x));
+        let mut x = self.mid.iter().fold(self.conv_in.forward(code), |x, block| block.run(&x));
         for level in &self.levels {
             if let Some(adaptive) = &level.adaptive {
-                x = adaptive.run(&x, &code);
+                x = adaptive.run(&x, code);
             }
             x = level.blocks.iter().fold(x, |x, block| block.run(&x));
             if let Some(upsample) = &level.upsample {

@@ -58,7 +58,8 @@ impl Encoder {
         })
     }
 
-    /// `[N, C, H, W]` to features `[N, K, H', W']`.
+    /// `[N, C, H, W]` to features `[N, K, H', W']`. All layers compute in the order in memory that the images have:
+    /// channels-last ones are faster.
     ///
     /// # Errors
     /// Another number of axes or channels, or a size that the stride does not divide.
@@ -73,7 +74,7 @@ impl Encoder {
     }
 
     fn run(&self, images: &Tensor) -> Tensor {
-        let mut x = self.conv_in.forward(&torch_ext::channels_last(images));
+        let mut x = self.conv_in.forward(images);
         for level in &self.levels {
             x = level.blocks.iter().fold(x, |x, block| block.run(&x));
             if let Some(downsample) = &level.downsample {
