@@ -4,6 +4,9 @@
 //! t. So an image is a video of one frame, and a video of any length can be coded chunk by chunk, each layer keeping the
 //! few frames that its next output still needs ([`TimeContext`]).
 //!
+//! Beside the layers there are whole tokenizers ([`magvit2`], [`cosmos`], and for single frames [`open_magvit2`]) and what
+//! trains them adversarially ([`gan`]: discriminators, losses, penalties).
+//!
 //! Video is `[B, C, T, H, W]`. Channels-last order in memory (`torch_ext::channels_last_3d`) goes through every layer
 //! unchanged, and is the fast one.
 //!

@@ -2,8 +2,12 @@
 
 #[path = "causal-conv/cosmos.rs"]
 mod cosmos;
+#[path = "causal-conv/gan.rs"]
+mod gan;
 #[path = "causal-conv/layers.rs"]
 mod layers;
+#[path = "causal-conv/open_magvit2.rs"]
+mod open_magvit2;
 #[path = "causal-conv/tokenizer.rs"]
 mod tokenizer;
 

@@ -66,12 +66,12 @@ fn logits(what: &str, logits: &Tensor, loss: GanLoss, convention: LossConvention
     check_logits(what, logits)?;
     let logits = at_least_float(logits);
     let per_sample = convention == LossConvention::OpenMagvit2 && loss == GanLoss::NonSaturating;
-    Ok(if per_sample { logits.flatten(1, -1).mean_dim(1, false, None) } else { logits })
+    Ok(if per_sample { logits.reshape([logits.size()[0], -1]).mean_dim(1, false, None) } else { logits })
 }
 
 pub(super) fn check_logits(what: &str, logits: &Tensor) -> Result<()> {
     if logits.dim() < 1 || logits.numel() == 0 {
-        return Err(Error::shape(what, &logits.size(), "[N, ...] with at least one logit"));
+        return Err(Error::shape(what, &logits.size(), "[N, ...] with no empty axis"));
     }
     Ok(())
 }

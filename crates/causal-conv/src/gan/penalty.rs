@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use video_core::{Error, Result};
 
-use super::losses::at_least_float;
+use super::losses::{at_least_float, check_logits};
 
 /// What of the gradient is penalised. g is the gradient of the sum of the logits at one sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,10 +70,13 @@ impl GradientPenalty {
 /// own, which is what trains the discriminator.
 ///
 /// # Errors
-/// The logits do not depend on the samples, or these gather no gradients.
+/// The logits do not depend on the samples, or these gather no gradients; either has no axes or no elements.
 pub fn gradient_penalty(penalty: &GradientPenalty, samples: &Tensor, logits: &Tensor) -> Result<Tensor> {
+    check_logits("logits", logits)?;
+    check_logits("samples", samples)?;
     let gradient = gradient_of("logits", &at_least_float(logits).sum(None), "samples", samples, true)?;
-    let squared = at_least_float(&gradient).flatten(1, -1).square().sum_dim_intlist(1, false, None);
+    let squared =
+        at_least_float(&gradient).reshape([samples.size()[0], -1]).square().sum_dim_intlist(1, false, None);
     let each = match penalty.kind {
         PenaltyKind::R1 => squared,
         PenaltyKind::R1Offset => squared + 1e-6,
