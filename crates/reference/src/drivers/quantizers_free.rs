@@ -1,6 +1,286 @@
 //! Quantizers without a learned table, and GumbelVQ, IBQ, SimVQ.
 
+use quantizers::{
+    BatchAverage, BitOrder, EntropyLog, EntropyWarmup, Lfq, LfqConfig, Mode, Quantized, Quantizer,
+    code_entropies, code_marginal,
+};
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor, nn};
+
 use super::Driver;
+use crate::case::{Case, CaseError, Outputs};
+use crate::weights::load_into;
 
 /// The entries of this module.
-pub(super) const DRIVERS: &[(&str, Driver)] = &[];
+pub(super) const DRIVERS: &[(&str, Driver)] = &[
+    ("quantizers.lfq.forward", lfq_forward),
+    ("quantizers.lfq.entropy", lfq_entropy),
+    ("quantizers.lfq.open_magvit2", lfq_open_magvit2),
+];
+
+const TRAIN: Mode = Mode::Train { step: 0 };
+
+/// Channels first to channels last, for a batch of any number of further axes.
+fn channels_last(x: &Tensor) -> Tensor {
+    x.movedim_int(1, -1)
+}
+
+/// The inverse of [`channels_last`].
+fn channels_first(x: &Tensor) -> Tensor {
+    x.movedim_int(-1, 1)
+}
+
+/// lucidrains' rule: images and videos come channels first, sequences channels last.
+#[derive(Clone, Copy)]
+struct Layout {
+    channel_first: bool,
+}
+
+impl Layout {
+    fn of(x: &Tensor) -> Self {
+        Self { channel_first: x.dim() >= 4 }
+    }
+
+    fn read(self, x: &Tensor) -> Tensor {
+        if self.channel_first { channels_last(x) } else { x.shallow_clone() }
+    }
+
+    fn write(self, x: &Tensor) -> Tensor {
+        if self.channel_first { channels_first(x) } else { x.shallow_clone() }
+    }
+}
+
+/// The ids of a quantizer that is discrete.
+fn ids(quantized: &Quantized) -> Result<Tensor, CaseError> {
+    quantized.ids.as_ref().map(Tensor::shallow_clone).ok_or_else(|| CaseError::Missing("ids".into()))
+}
+
+/// Gradients of `objective`: of the inputs given by name, and of all other gradients that the case lists, which are
+/// parameters by their own names.
+fn gradients(
+    case: &Case,
+    outputs: &mut Outputs,
+    objective: &Tensor,
+    inputs: &[(&str, &Tensor)],
+    vs: &nn::VarStore,
+) -> Result<(), CaseError> {
+    objective.f_backward()?;
+    for (name, input) in inputs {
+        outputs.grad(name, &input.grad());
+    }
+    let variables = vs.variables();
+    for name in case.gradient_names() {
+        if let Some(variable) = variables.get(&name) {
+            outputs.grad(&name, &variable.grad());
+        }
+    }
+    Ok(())
+}
+
+/// log2 of a codebook's size.
+fn bits_of(codebook_size: i64) -> Result<i64, CaseError> {
+    if codebook_size < 2 || !(codebook_size as u64).is_power_of_two() {
+        return Err(CaseError::Config(format!("codebook_size = {codebook_size}: expected a power of two")));
+    }
+    Ok(codebook_size.trailing_zeros().into())
+}
+
+/// lucidrains' `LFQ`, with its defaults.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LucidLfq {
+    dim: Option<i64>,
+    codebook_size: i64,
+    num_codebooks: i64,
+    num_quantizers: Option<i64>,
+    entropy_loss_weight: f64,
+    commitment_loss_weight: f64,
+    diversity_gamma: f64,
+    inv_temperature: f64,
+    codebook_scale: f64,
+    frac_per_sample_entropy: f64,
+    soft_clamp_input_value: Option<f64>,
+    spherical: bool,
+}
+
+impl Default for LucidLfq {
+    fn default() -> Self {
+        Self {
+            dim: None,
+            codebook_size: 0,
+            num_codebooks: 1,
+            num_quantizers: None,
+            entropy_loss_weight: 0.1,
+            commitment_loss_weight: 0.0,
+            diversity_gamma: 1.0,
+            inv_temperature: 100.0,
+            codebook_scale: 1.0,
+            frac_per_sample_entropy: 1.0,
+            soft_clamp_input_value: None,
+            spherical: false,
+        }
+    }
+}
+
+impl LucidLfq {
+    /// Our config, and the features' width.
+    fn ours(&self) -> Result<(LfqConfig, i64), CaseError> {
+        let config = LfqConfig {
+            bits: bits_of(self.codebook_size)?,
+            num_codebooks: self.num_codebooks,
+            bit_order: BitOrder::MsbFirst,
+            spherical: self.spherical,
+            soft_clamp: self.soft_clamp_input_value,
+            codebook_scale: self.codebook_scale,
+            inv_temperature: self.inv_temperature,
+            entropy_weight: self.entropy_loss_weight,
+            per_sample_weight: 1.0,
+            diversity_gamma: self.diversity_gamma,
+            entropy_log: EntropyLog::Clamp,
+            batch_average: BatchAverage::PerCodebook,
+            frac_per_sample_entropy: self.frac_per_sample_entropy,
+            entropy_warmup: EntropyWarmup::OFF,
+            commitment_weight: self.commitment_loss_weight,
+            warmup_steps: 0,
+        };
+        let dim = self.dim.unwrap_or(config.code_dim());
+        Ok((config, dim))
+    }
+}
+
+fn lfq_forward(case: &Case) -> Result<Outputs, CaseError> {
+    let theirs: LucidLfq = case.config()?;
+    if theirs.num_quantizers.is_some() {
+        return Err(CaseError::Config("num_quantizers: LFQ has one".into()));
+    }
+    let (config, dim) = theirs.ours()?;
+    let vs = nn::VarStore::new(Device::Cpu);
+    let lfq = Lfq::new(&vs.root(), dim, config)?;
+    load_into(&vs, &case.weights())?;
+
+    let x = case.input_with_grad("x")?;
+    let layout = Layout::of(&x);
+    let noise = case.optional_input("rand");
+    let (train, terms) = lfq.quantize_parts(&layout.read(&x), TRAIN, noise.as_ref())?;
+    let quantized = layout.write(&train.embeddings);
+    let aux_loss = train.loss();
+    let mut outputs = Outputs::new();
+    outputs.out("quantized", &quantized).out("ids", &ids(&train)?).out("aux_loss", &aux_loss);
+    if let Some(terms) = &terms {
+        outputs.out("commitment", &terms.commitment);
+        if let Some(entropies) = &terms.entropies {
+            outputs.out("per_sample_entropy", &entropies.per_sample).out("batch_entropy", &entropies.batch);
+        }
+    }
+    let eval = lfq.quantize(&layout.read(&x), Mode::Eval)?;
+    let eval_ids = ids(&eval)?;
+    outputs
+        .out("eval_quantized", &layout.write(&eval.embeddings))
+        .out("eval_ids", &eval_ids)
+        .out("decoded", &layout.write(&lfq.lookup(&eval_ids)?));
+    let objective = (quantized * case.input("g")?).sum(Kind::Float) + aux_loss;
+    gradients(case, &mut outputs, &objective, &[("x", &x)], &vs)?;
+    Ok(outputs)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntropyCase {
+    d: i64,
+    inv_temperature: f64,
+}
+
+fn lfq_entropy(case: &Case) -> Result<Outputs, CaseError> {
+    let EntropyCase { d, inv_temperature } = case.config()?;
+    let x = case.input("x")?;
+    if x.size().last() != Some(&d) {
+        return Err(CaseError::Config(format!("d = {d}, but x has shape {:?}", x.size())));
+    }
+    let slope = 4.0 * inv_temperature;
+    let mut outputs = Outputs::new();
+    outputs.out("marginal", &code_marginal(&x.unsqueeze(0), slope, BitOrder::MsbFirst)?.squeeze_dim(0));
+    for (name, log) in
+        [("exact", EntropyLog::Exact), ("added", EntropyLog::Added), ("clamp", EntropyLog::Clamp)]
+    {
+        let x = case.input_with_grad("x")?;
+        let entropies = code_entropies(&x.unsqueeze(0), slope, log)?;
+        for (term, value) in [("per_sample", &entropies.per_sample), ("batch", &entropies.batch)] {
+            let gradient = Tensor::f_run_backward(&[value], &[&x], true, false)?;
+            outputs.out(format!("{name}_{term}"), value).grad(format!("x/{name}_{term}"), &gradient[0]);
+        }
+    }
+    Ok(outputs)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OpenMagvit2Lfq {
+    bit_order: BitOrder,
+    dim: i64,
+    codebook_size: i64,
+    num_codebooks: i64,
+    token_factorization: bool,
+    #[serde(default)]
+    factorized_bits: Vec<i64>,
+    train: bool,
+    sample_minimization_weight: f64,
+    batch_maximization_weight: f64,
+    entropy_weight: f64,
+    commit_weight: f64,
+}
+
+fn lfq_open_magvit2(case: &Case) -> Result<Outputs, CaseError> {
+    let theirs: OpenMagvit2Lfq = case.config()?;
+    let bits = bits_of(theirs.codebook_size)?;
+    let lfq = Lfq::new(
+        &nn::VarStore::new(Device::Cpu).root(),
+        theirs.dim,
+        LfqConfig {
+            bits,
+            num_codebooks: theirs.num_codebooks,
+            bit_order: theirs.bit_order,
+            entropy_weight: theirs.entropy_weight,
+            per_sample_weight: theirs.sample_minimization_weight,
+            diversity_gamma: theirs.batch_maximization_weight,
+            entropy_log: EntropyLog::Added,
+            batch_average: BatchAverage::Joint,
+            entropy_warmup: EntropyWarmup::OFF,
+            commitment_weight: theirs.commit_weight,
+            ..LfqConfig::default()
+        },
+    )?;
+    let z = case.input_with_grad("z")?;
+    // The reference's output is straight-through in eval too; the auxiliary terms exist in training only.
+    let (train, terms) = lfq.quantize_parts(&channels_last(&z), TRAIN, None)?;
+    let quantized = channels_first(&train.embeddings);
+    let ids = ids(&train)?.reshape([-1]);
+    let mut outputs = Outputs::new();
+    outputs.out("quantized", &quantized).out("ids", &ids);
+    if theirs.token_factorization {
+        for (name, part) in ["ids_pre", "ids_post"].iter().zip(quantizers::bits::split_id(
+            &ids,
+            &theirs.factorized_bits,
+            theirs.bit_order,
+        )?) {
+            outputs.out(name, &part);
+        }
+    }
+    let mut objective = (&quantized * case.input("g")?).sum(Kind::Float);
+    if theirs.train {
+        objective += train.loss();
+        if let Some(terms) = &terms {
+            outputs.out("commitment", &terms.commitment);
+            if let Some(entropies) = &terms.entropies {
+                let loss = &entropies.per_sample * theirs.sample_minimization_weight
+                    - &entropies.batch * theirs.batch_maximization_weight;
+                outputs
+                    .out("per_sample_entropy", &entropies.per_sample)
+                    .out("codebook_entropy", &entropies.batch)
+                    .out("entropy_loss", &loss);
+            }
+        }
+    }
+    objective.f_backward()?;
+    outputs.grad("z", &z.grad());
+    Ok(outputs)
+}
