@@ -5,7 +5,8 @@ use tch::nn;
 use video_core::Result;
 
 use crate::{
-    GumbelConfig, GumbelVq, Ibq, IbqConfig, Lfq, LfqConfig, Quantizer, ResidualVq, ResidualVqConfig, SimVq,
+    Fsq, FsqConfig, GumbelConfig, GumbelVq, Ibq, IbqConfig, Kl, KlConfig, Lfq, LfqConfig, Quantizer,
+    ResidualFsq, ResidualFsqConfig, ResidualLfq, ResidualLfqConfig, ResidualVq, ResidualVqConfig, SimVq,
     SimVqConfig, Vq, VqConfig,
 };
 
@@ -15,6 +16,8 @@ use crate::{
 pub enum QuantizerConfig {
     /// Lookup-free quantization; `spherical = true` is BSQ.
     Lfq(LfqConfig),
+    /// Finite scalar quantization.
+    Fsq(FsqConfig),
     /// Vector quantization with a table of codes.
     Vq(VqConfig),
     /// A noisy softmax over codes, in MaskGIT's or VQGAN's form.
@@ -26,6 +29,12 @@ pub enum QuantizerConfig {
     Ibq(IbqConfig),
     /// Stages of vector quantization.
     ResidualVq(ResidualVqConfig),
+    /// Stages of finite scalar quantization.
+    ResidualFsq(ResidualFsqConfig),
+    /// Stages of lookup-free quantization.
+    ResidualLfq(ResidualLfqConfig),
+    /// A continuous Gaussian latent, without ids.
+    Kl(KlConfig),
 }
 
 impl QuantizerConfig {
@@ -36,10 +45,14 @@ impl QuantizerConfig {
     pub fn validate(&self) -> Result<()> {
         match self {
             Self::Lfq(config) => config.validate(),
+            Self::Fsq(config) => config.validate(),
             Self::Gumbel(config) => config.validate(),
             Self::SimVq(config) => config.validate(),
             Self::Ibq(config) => config.validate(),
             Self::ResidualVq(config) => config.validate(),
+            Self::ResidualFsq(config) => config.validate(),
+            Self::ResidualLfq(config) => config.validate(),
+            Self::Kl(config) => config.validate(),
             Self::Vq(config) => config.validate(),
         }
     }
@@ -48,9 +61,12 @@ impl QuantizerConfig {
     pub fn dim(&self) -> Option<i64> {
         match self {
             Self::Lfq(config) => Some(config.code_dim()),
+            Self::Fsq(config) => Some(config.code_dim()),
             Self::Gumbel(config) => config.codebook_dim,
             Self::ResidualVq(config) => config.codebook_dim,
-            Self::SimVq(_) | Self::Ibq(_) => None,
+            Self::ResidualFsq(config) => Some(config.levels.len() as i64),
+            Self::ResidualLfq(config) => Some(config.stage.bits),
+            Self::SimVq(_) | Self::Ibq(_) | Self::Kl(_) => None,
             Self::Vq(config) => config.codebook_dim.map(|width| width * config.heads),
         }
     }
@@ -62,10 +78,14 @@ impl QuantizerConfig {
     pub fn build(&self, path: &nn::Path, dim: i64) -> Result<Box<dyn Quantizer>> {
         Ok(match self {
             Self::Lfq(config) => Box::new(Lfq::new(path, dim, config.clone())?),
+            Self::Fsq(config) => Box::new(Fsq::new(path, dim, config.clone())?),
             Self::Gumbel(config) => Box::new(GumbelVq::new(path, dim, config.clone())?),
             Self::SimVq(config) => Box::new(SimVq::new(path, dim, config.clone())?),
             Self::Ibq(config) => Box::new(Ibq::new(path, dim, config.clone())?),
             Self::ResidualVq(config) => Box::new(ResidualVq::new(path, dim, config.clone())?),
+            Self::ResidualFsq(config) => Box::new(ResidualFsq::new(path, dim, config.clone())?),
+            Self::ResidualLfq(config) => Box::new(ResidualLfq::new(path, dim, config.clone())?),
+            Self::Kl(config) => Box::new(Kl::new(path, dim, config.clone())?),
             Self::Vq(config) => Box::new(Vq::new(path, dim, config.clone())?),
         })
     }

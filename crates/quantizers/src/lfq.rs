@@ -130,6 +130,11 @@ impl LfqConfig {
         Self { bits, ..Self::default() }
     }
 
+    /// BSQ with 2^`bits` codes: features and codes on the unit sphere.
+    pub fn bsq(bits: i64) -> Self {
+        Self { spherical: true, ..Self::with_bits(bits) }
+    }
+
     /// Width of the codes, over all codebooks. Features of another width get projections with bias.
     pub fn code_dim(&self) -> i64 {
         self.bits * self.num_codebooks
@@ -211,6 +216,20 @@ pub struct LfqTerms {
     pub commitment: Tensor,
 }
 
+/// What [`Lfq::pass`] makes of features.
+pub(crate) struct LfqPass {
+    /// `[..., c·d]`, in training with the gradient estimator (and blended with the features in a warm-up).
+    pub(crate) codes: Tensor,
+    /// `[..., c·d]`, the codes of the ids, without gradient.
+    pub(crate) quantized: Tensor,
+    /// int64 `[...]`, or `[..., c]` where c > 1.
+    pub(crate) ids: Tensor,
+    /// Named and weighted.
+    pub(crate) losses: Vec<(&'static str, Tensor)>,
+    /// The losses' unweighted parts, in training.
+    pub(crate) terms: Option<LfqTerms>,
+}
+
 /// Lookup-free quantizer. Parameters: `project_in`, `project_out` where the features' width is not
 /// [`LfqConfig::code_dim`], otherwise none.
 #[derive(Debug)]
@@ -262,35 +281,47 @@ impl Lfq {
         mode: Mode,
         noise: Option<&Tensor>,
     ) -> Result<(Quantized, Option<LfqTerms>)> {
-        let x = self.activate(&self.projections.project_in(features));
+        let LfqPass { codes, ids, losses, terms, .. } =
+            self.pass(&self.projections.project_in(features), mode, noise)?;
+        let embeddings = self.projections.project_out(&codes).to_kind(kind);
+        let usage = Some(Usage::of(&ids, 1 << self.config.bits));
+        Ok((Quantized { embeddings, ids: Some(ids), losses, usage }, terms))
+    }
+
+    /// Quantizes what `project_in` gave, `[..., c·d]`.
+    pub(crate) fn pass(&self, projected: &Tensor, mode: Mode, noise: Option<&Tensor>) -> Result<LfqPass> {
+        let config = &self.config;
+        let x = self.activate(projected);
         let bits = x.gt(0.0);
-        let value = self.config.code_value();
+        let value = config.code_value();
         let quantized = bits.to_kind(x.kind()) * (2.0 * value) - value;
         let ids = self.ids_of(&bits);
 
         let mut losses = Vec::new();
         let mut terms = None;
-        let codes = match mode {
-            Mode::Eval => quantized,
-            Mode::Train { step } => {
-                let parts = self.loss_parts(&x, &quantized, noise)?;
-                let config = &self.config;
-                if let Some(entropies) = &parts.entropies {
-                    let weight = config.entropy_weight * config.entropy_warmup.factor(step);
-                    let entropy = &entropies.per_sample * config.per_sample_weight
-                        - &entropies.batch * config.diversity_gamma;
-                    losses.push(("entropy", entropy * weight));
-                }
-                if config.commitment_weight > 0.0 {
-                    losses.push(("commitment", &parts.commitment * config.commitment_weight));
-                }
-                terms = Some(parts);
-                self.train_codes(&x, &quantized, step)
+        let mut codes = quantized.shallow_clone();
+        if let Mode::Train { step } = mode {
+            let parts = self.loss_parts(&x, &quantized, noise)?;
+            if let Some(entropies) = &parts.entropies {
+                let weight = config.entropy_weight * config.entropy_warmup.factor(step);
+                let entropy = &entropies.per_sample * config.per_sample_weight
+                    - &entropies.batch * config.diversity_gamma;
+                losses.push(("entropy", entropy * weight));
             }
-        };
-        let embeddings = self.projections.project_out(&codes.flatten(-2, -1)).to_kind(kind);
-        let usage = Some(Usage::of(&ids, 1 << self.config.bits));
-        Ok((Quantized { embeddings, ids: Some(ids), losses, usage }, terms))
+            if config.commitment_weight > 0.0 && x.numel() > 0 {
+                losses.push(("commitment", &parts.commitment * config.commitment_weight));
+            }
+            terms = Some(parts);
+            codes = self.train_codes(&x, &quantized, step);
+        }
+        Ok(LfqPass { codes: codes.flatten(-2, -1), quantized: quantized.flatten(-2, -1), ids, losses, terms })
+    }
+
+    /// The codes `[..., d]` of ids `[...]` of any one codebook, all inside it.
+    pub(crate) fn codes(&self, ids: &Tensor) -> Tensor {
+        let value = self.config.code_value();
+        let bits = unpack_bits(ids, self.config.bits, self.config.bit_order);
+        bits.to_kind(self.projections.kind()) * (2.0 * value) - value
     }
 
     /// Projected features as `[..., c, d]`, clamped and normalised: what the sign is taken of.
@@ -373,9 +404,7 @@ impl Quantizer for Lfq {
         if ids.size().last() != Some(&config.num_codebooks) {
             return Err(Error::shape("ids", &ids.size(), format!("[..., {}]", config.num_codebooks)));
         }
-        let value = config.code_value();
-        let bits = unpack_bits(&ids, config.bits, config.bit_order).to_kind(self.projections.kind());
-        Ok(self.projections.project_out(&(bits * (2.0 * value) - value).flatten(-2, -1)))
+        Ok(self.projections.project_out(&self.codes(&ids).flatten(-2, -1)))
     }
 
     fn dim(&self) -> i64 {

@@ -22,10 +22,15 @@ pub mod bits;
 mod codebook;
 mod config;
 pub mod estimators;
+mod fsq;
 mod gumbel;
 mod ibq;
+mod kl;
 mod lfq;
 mod projection;
+mod residual;
+mod residual_fsq;
+mod residual_lfq;
 mod residual_vq;
 mod simvq;
 mod usage;
@@ -36,12 +41,17 @@ use video_core::Result;
 
 pub use bits::BitOrder;
 pub use config::QuantizerConfig;
+pub use fsq::{Fsq, FsqConfig};
 pub use gumbel::{GumbelConfig, GumbelForm, GumbelTerms, GumbelVq, TemperatureSchedule};
 pub use ibq::{Ibq, IbqConfig, IbqTerms};
+pub use kl::{Gaussian, Kl, KlConfig};
 pub use lfq::{
     BatchAverage, CodeEntropies, EntropyLog, EntropyWarmup, Lfq, LfqConfig, LfqTerms, MAX_ENTROPY_BITS,
     code_entropies, code_marginal,
 };
+pub use residual::QuantizeDropout;
+pub use residual_fsq::{ResidualFsq, ResidualFsqConfig, ResidualFsqForm};
+pub use residual_lfq::{ResidualLfq, ResidualLfqConfig};
 pub use residual_vq::{ResidualVq, ResidualVqConfig};
 pub use simvq::{SimVq, SimVqConfig};
 pub use vq::{

@@ -180,8 +180,11 @@ fn bad_configs_name_the_field() {
             "frozen_codebook_dim",
         ),
         (
-            QuantizerConfig::ResidualVq(ResidualVqConfig { quantize_dropout_cutoff_index: 8, ..residual() }),
-            "quantize_dropout_cutoff_index",
+            QuantizerConfig::ResidualVq(ResidualVqConfig {
+                quantize_dropout: Some(QuantizeDropout { cutoff_index: 8, multiple_of: 1 }),
+                ..residual()
+            }),
+            "quantize_dropout.cutoff_index",
         ),
         (
             QuantizerConfig::ResidualVq(ResidualVqConfig {
@@ -300,15 +303,14 @@ fn wrong_draws_are_refused() {
 #[test]
 fn quantize_dropout_leaves_out_late_stages() {
     let _alone = seeded(6);
+    let dropout = QuantizeDropout { cutoff_index: 1, multiple_of: 2 };
     let config = ResidualVqConfig {
         num_quantizers: 5,
-        quantize_dropout: true,
-        quantize_dropout_cutoff_index: 1,
-        quantize_dropout_multiple_of: 2,
+        quantize_dropout: Some(dropout),
         stage: small(VqConfig::lucidrains()),
         ..ResidualVqConfig::default()
     };
-    assert_eq!([0, 1, 2, 3, 4].map(|drawn| config.last_kept(drawn)), [1, 1, 3, 3, 4]);
+    assert_eq!([0, 1, 2, 3, 4].map(|drawn| dropout.last_kept(drawn, 5)), [1, 1, 3, 3, 4]);
     let store = nn::VarStore::new(Device::Cpu);
     let rvq = ResidualVq::new(&store.root(), 4, config).unwrap();
     let x = features(&[3, 4]);

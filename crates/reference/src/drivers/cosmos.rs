@@ -5,9 +5,10 @@ use causal_conv::cosmos::{
     Downsample, Encoder, HybridDownsample, HybridUpsample, PatchMethod, Patcher, ResBlock, Upsample,
 };
 use causal_conv::{CausalConv3d, CausalConv3dConfig, ClipStart, PadMode, TimePadding};
+use quantizers::{FsqConfig, Mode, QuantizerConfig};
 use serde::Deserialize;
 use serde_json::Value;
-use tch::{Tensor, no_grad};
+use tch::no_grad;
 
 use super::Driver;
 use super::magvit2::{Loaded, input};
@@ -307,7 +308,9 @@ fn tokenizer(case: &Case) -> Result<Outputs, CaseError> {
             CosmosBottleneck::Autoencoder { latent_channels }
         }
         (Bottleneck::Discrete, None, Some(levels)) => {
-            return Err(CaseError::Config(format!("levels {levels:?}: no FSQ yet")));
+            let embedding_dim = levels.len() as i64;
+            let quantizer = QuantizerConfig::Fsq(FsqConfig { levels, ..FsqConfig::default() });
+            CosmosBottleneck::Discrete { embedding_dim, quantizer }
         }
         _ => return Err(CaseError::Config("CV has latent_channels, DV has levels".into())),
     };
@@ -316,9 +319,14 @@ fn tokenizer(case: &Case) -> Result<Outputs, CaseError> {
     no_grad(|| {
         let features = model.encode_features(&x)?;
         let mut outputs = Outputs::new();
-        let latent: Tensor = match model.quantizer() {
+        let latent = match model.quantizer() {
             None => features,
-            Some(_) => features,
+            Some(quantizer) => {
+                let quantized = quantizer.quantize(&features.movedim_int(1, -1), Mode::Eval)?;
+                let ids = quantized.ids.ok_or_else(|| CaseError::Missing("ids".into()))?;
+                outputs.out("pre_quant", &features).out("ids", &ids);
+                quantized.embeddings.movedim_int(-1, 1)
+            }
         };
         outputs.out("latent", &latent).out("recon", &model.decode_features(&latent)?);
         Ok(outputs)

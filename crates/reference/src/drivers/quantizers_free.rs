@@ -1,7 +1,8 @@
-//! Quantizers without a learned table, and GumbelVQ, IBQ, SimVQ.
+//! Quantizers without a table: LFQ, FSQ and their residual forms.
 
 use quantizers::{
-    BatchAverage, BitOrder, EntropyLog, EntropyWarmup, Lfq, LfqConfig, Mode, Quantized, Quantizer,
+    BatchAverage, BitOrder, EntropyLog, EntropyWarmup, Fsq, FsqConfig, Lfq, LfqConfig, Mode, QuantizeDropout,
+    Quantized, Quantizer, ResidualFsq, ResidualFsqConfig, ResidualFsqForm, ResidualLfq, ResidualLfqConfig,
     code_entropies, code_marginal,
 };
 use serde::Deserialize;
@@ -16,6 +17,11 @@ pub(super) const DRIVERS: &[(&str, Driver)] = &[
     ("quantizers.lfq.forward", lfq_forward),
     ("quantizers.lfq.entropy", lfq_entropy),
     ("quantizers.lfq.open_magvit2", lfq_open_magvit2),
+    ("quantizers.fsq.forward", fsq_forward),
+    ("quantizers.fsq.cosmos", fsq_cosmos),
+    ("quantizers.residual_fsq", residual_fsq),
+    ("quantizers.residual_fsq.cosmos", residual_fsq_cosmos),
+    ("quantizers.residual_lfq", residual_lfq),
 ];
 
 const TRAIN: Mode = Mode::Train { step: 0 };
@@ -282,5 +288,200 @@ fn lfq_open_magvit2(case: &Case) -> Result<Outputs, CaseError> {
     }
     objective.f_backward()?;
     outputs.grad("z", &z.grad());
+    Ok(outputs)
+}
+
+/// lucidrains' `ResidualLFQ`: its own arguments, and those of its `LFQ`s.
+fn residual_lfq(case: &Case) -> Result<Outputs, CaseError> {
+    let theirs: LucidLfq = case.config()?;
+    let num_quantizers =
+        theirs.num_quantizers.ok_or_else(|| CaseError::Config("num_quantizers is missing".into()))?;
+    let (stage, dim) = theirs.ours()?;
+    let vs = nn::VarStore::new(Device::Cpu);
+    let config = ResidualLfqConfig { num_quantizers, quantize_dropout: None, stage };
+    let quantizer = ResidualLfq::new(&vs.root(), dim, config)?;
+    load_into(&vs, &case.weights())?;
+
+    let x = case.input_with_grad("x")?;
+    let (train, losses) = quantizer.quantize_stages(&x, TRAIN, None)?;
+    let ids = ids(&train)?;
+    let stacked = if num_quantizers == 1 { ids.unsqueeze(-1) } else { ids.shallow_clone() };
+    let mut outputs = Outputs::new();
+    outputs
+        .out("quantized", &train.embeddings)
+        .out("ids", &stacked)
+        .out("losses", &losses)
+        .out("decoded", &quantizer.lookup(&ids)?);
+    let objective = (&train.embeddings * case.input("g")?).sum(Kind::Float) + losses.sum(Kind::Float);
+    gradients(case, &mut outputs, &objective, &[("x", &x)], &vs)?;
+    Ok(outputs)
+}
+
+/// lucidrains' `FSQ`, with its defaults.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LucidFsq {
+    levels: Vec<i64>,
+    dim: Option<i64>,
+    #[serde(default = "one")]
+    num_codebooks: i64,
+    keep_num_codebooks_dim: Option<bool>,
+    #[serde(default)]
+    channel_first: bool,
+    #[serde(default)]
+    preserve_symmetry: bool,
+    #[serde(default, alias = "hard_clamp")]
+    bound_hard_clamp: bool,
+}
+
+fn one() -> i64 {
+    1
+}
+
+fn fsq_forward(case: &Case) -> Result<Outputs, CaseError> {
+    let theirs: LucidFsq = case.config()?;
+    let config = FsqConfig {
+        levels: theirs.levels,
+        num_codebooks: theirs.num_codebooks,
+        symmetric: theirs.preserve_symmetry,
+        hard_clamp: theirs.bound_hard_clamp,
+    };
+    let vs = nn::VarStore::new(Device::Cpu);
+    let fsq = Fsq::new(&vs.root(), theirs.dim.unwrap_or(config.code_dim()), config)?;
+    load_into(&vs, &case.weights())?;
+
+    let x = case.input_with_grad("x")?;
+    let layout = Layout { channel_first: theirs.channel_first || Layout::of(&x).channel_first };
+    let train = fsq.quantize(&layout.read(&x), TRAIN)?;
+    let quantized = layout.write(&train.embeddings);
+    let ids = ids(&train)?;
+    // The reference may keep the codebooks' axis where there is one codebook.
+    let keep = theirs.num_codebooks == 1 && theirs.keep_num_codebooks_dim == Some(true);
+    let kept = if keep { ids.unsqueeze(-1) } else { ids.shallow_clone() };
+    let head = Tensor::arange(fsq.config().codebook_size().min(64), (Kind::Int64, Device::Cpu));
+    let mut outputs = Outputs::new();
+    outputs
+        .out("quantized", &quantized)
+        .out("ids", &kept)
+        .out("decoded", &layout.write(&fsq.lookup(&ids)?))
+        .out("level_indices", &fsq.digits(&kept)?)
+        .out("codebook_head", &fsq.codes(&head)?);
+    let objective = (quantized * case.input("g")?).sum(Kind::Float);
+    gradients(case, &mut outputs, &objective, &[("x", &x)], &vs)?;
+    Ok(outputs)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CosmosFsq {
+    levels: Vec<i64>,
+    dim: Option<i64>,
+    num_quantizers: Option<i64>,
+}
+
+fn fsq_cosmos(case: &Case) -> Result<Outputs, CaseError> {
+    let theirs: CosmosFsq = case.config()?;
+    if theirs.num_quantizers.is_some() {
+        return Err(CaseError::Config("num_quantizers: plain FSQ has one".into()));
+    }
+    let config = FsqConfig { levels: theirs.levels, ..FsqConfig::default() };
+    let vs = nn::VarStore::new(Device::Cpu);
+    let fsq = Fsq::new(&vs.root(), theirs.dim.unwrap_or(config.code_dim()), config)?;
+    load_into(&vs, &case.weights())?;
+
+    let x = case.input_with_grad("x")?;
+    let train = fsq.quantize(&channels_last(&x), TRAIN)?;
+    let quantized = channels_first(&train.embeddings);
+    let ids = ids(&train)?;
+    let mut outputs = Outputs::new();
+    outputs.out("quantized", &quantized).out("ids", &ids).out("decoded", &channels_first(&fsq.lookup(&ids)?));
+    let objective = (quantized * case.input("g")?).sum(Kind::Float);
+    gradients(case, &mut outputs, &objective, &[("x", &x)], &vs)?;
+    Ok(outputs)
+}
+
+/// lucidrains' `ResidualFSQ`, with its defaults.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LucidResidualFsq {
+    levels: Vec<i64>,
+    num_quantizers: i64,
+    dim: Option<i64>,
+    #[serde(default)]
+    is_channel_first: bool,
+    bound_hard_clamp: Option<bool>,
+    #[serde(default)]
+    quantize_dropout: bool,
+    #[serde(default)]
+    quantize_dropout_cutoff_index: i64,
+    #[serde(default = "one")]
+    quantize_dropout_multiple_of: i64,
+    dropout_index: Option<i64>,
+}
+
+fn residual_fsq(case: &Case) -> Result<Outputs, CaseError> {
+    let theirs: LucidResidualFsq = case.config()?;
+    let dim = theirs.dim.unwrap_or(theirs.levels.len() as i64);
+    let dropout = QuantizeDropout {
+        cutoff_index: theirs.quantize_dropout_cutoff_index,
+        multiple_of: theirs.quantize_dropout_multiple_of,
+    };
+    let config = ResidualFsqConfig {
+        levels: theirs.levels,
+        num_quantizers: theirs.num_quantizers,
+        form: match theirs.bound_hard_clamp {
+            None | Some(true) => ResidualFsqForm::Clamped,
+            Some(false) => ResidualFsqForm::Tanh,
+        },
+        quantize_dropout: theirs.quantize_dropout.then_some(dropout),
+    };
+    let vs = nn::VarStore::new(Device::Cpu);
+    let quantizer = ResidualFsq::new(&vs.root(), dim, config)?;
+    load_into(&vs, &case.weights())?;
+
+    let x = case.input_with_grad("x")?;
+    let layout = Layout { channel_first: theirs.is_channel_first };
+    let last_stage = theirs.dropout_index.map(|drawn| dropout.last_kept(drawn, theirs.num_quantizers));
+    let train = quantizer.quantize_stages(&layout.read(&x), TRAIN, last_stage)?;
+    let quantized = layout.write(&train.embeddings);
+    let ids = ids(&train)?;
+    let stacked = if theirs.num_quantizers == 1 { ids.unsqueeze(-1) } else { ids.shallow_clone() };
+    let mut outputs = Outputs::new();
+    outputs
+        .out("quantized", &quantized)
+        .out("ids", &layout.write(&stacked))
+        .out("scales", &quantizer.scales())
+        .out("all_codes", &quantizer.stage_codes(&ids)?)
+        .out("decoded", &layout.write(&quantizer.lookup(&ids)?));
+    let objective = (quantized * case.input("g")?).sum(Kind::Float);
+    gradients(case, &mut outputs, &objective, &[("x", &x)], &vs)?;
+    Ok(outputs)
+}
+
+fn residual_fsq_cosmos(case: &Case) -> Result<Outputs, CaseError> {
+    let theirs: CosmosFsq = case.config()?;
+    let config = ResidualFsqConfig {
+        levels: theirs.levels,
+        num_quantizers: theirs.num_quantizers.unwrap_or(4),
+        ..ResidualFsqConfig::cosmos()
+    };
+    let (stages, width) = (config.num_quantizers, config.levels.len() as i64);
+    let vs = nn::VarStore::new(Device::Cpu);
+    let quantizer = ResidualFsq::new(&vs.root(), theirs.dim.unwrap_or(width), config)?;
+    load_into(&vs, &case.weights())?;
+
+    let x = case.input_with_grad("x")?;
+    let train = quantizer.quantize(&channels_last(&x), TRAIN)?;
+    let quantized = channels_first(&train.embeddings);
+    let ids = ids(&train)?;
+    let stacked = if stages == 1 { ids.unsqueeze(-1) } else { ids.shallow_clone() };
+    let mut outputs = Outputs::new();
+    outputs
+        .out("quantized", &quantized)
+        .out("ids", &channels_first(&stacked))
+        .out("decoded", &channels_first(&quantizer.lookup(&ids)?))
+        .out("residual", &(&x - &quantized));
+    let objective = (quantized * case.input("g")?).sum(Kind::Float);
+    gradients(case, &mut outputs, &objective, &[("x", &x)], &vs)?;
     Ok(outputs)
 }

@@ -1,8 +1,8 @@
 //! Entries after vector-quantize-pytorch: `quantizers.vq.*` and `quantizers.residual_vq`.
 
 use quantizers::{
-    CodebookInit, CodebookUpdate, DeadCodeRestart, Estimator, Mode, Quantizer, ResidualVq, ResidualVqConfig,
-    Similarity, Vq, VqConfig, VqExtras, rotate_to,
+    CodebookInit, CodebookUpdate, DeadCodeRestart, Estimator, Mode, QuantizeDropout, Quantizer, ResidualVq,
+    ResidualVqConfig, Similarity, Vq, VqConfig, VqExtras, rotate_to,
 };
 use serde::Deserialize;
 use tch::{Kind, Tensor};
@@ -290,13 +290,15 @@ struct Residual {
 pub(super) fn residual_vq(case: &Case) -> Result<Outputs, CaseError> {
     let given: Residual = case.config()?;
     let rotation = given.rotation_trick;
+    let dropout = QuantizeDropout {
+        cutoff_index: given.quantize_dropout_cutoff_index,
+        multiple_of: given.quantize_dropout_multiple_of,
+    };
     let config = ResidualVqConfig {
         num_quantizers: given.num_quantizers,
         codebook_dim: given.codebook_dim,
         shared_codebook: given.shared_codebook,
-        quantize_dropout: given.quantize_dropout,
-        quantize_dropout_cutoff_index: given.quantize_dropout_cutoff_index,
-        quantize_dropout_multiple_of: given.quantize_dropout_multiple_of,
+        quantize_dropout: given.quantize_dropout.then_some(dropout),
         stage: VqConfig {
             codebook_size: given.codebook_size,
             similarity: if given.use_cosine_sim { Similarity::UnitFeatures } else { Similarity::Euclidean },
@@ -308,7 +310,7 @@ pub(super) fn residual_vq(case: &Case) -> Result<Outputs, CaseError> {
             ..VqConfig::lucidrains()
         },
     };
-    let last_stage = given.dropout_index.map(|drawn| config.last_kept(drawn));
+    let last_stage = given.dropout_index.map(|drawn| dropout.last_kept(drawn, given.num_quantizers));
     // A shared codebook is in the reference's checkpoint once for each stage.
     let ours = |name: &str| {
         let name = name.replace("_codebook.", "");
