@@ -100,18 +100,61 @@ impl TimeWindow {
 
     /// The input `[B, C, T, ...]` behind the frames before it: those of the context, or padding where the clip starts.
     /// The context then holds what the next chunk needs.
-    pub fn extend(&self, x: &Tensor, start: PadMode, context: Option<&mut TimeContext>) -> Tensor {
-        let Some(TimeContext(kept)) = context else { return front_pad(x, self.start_padding(), start) };
-        let extended = match kept.take() {
-            None => front_pad(x, self.start_padding(), start),
-            Some(before) if self.context() > 0 => Tensor::cat(&[&before, x], 2),
-            Some(_) => front_pad(x, self.context(), start),
+    pub fn extend(&self, x: &Tensor, start: PadMode, mut context: Option<&mut TimeContext>) -> Tensor {
+        let extended = match self.before(x, start, context.as_deref_mut()) {
+            Before::Crop(frames) => x.narrow(2, frames, x.size()[2] - frames),
+            Before::Frames(front) => Tensor::cat(&[&front, x], 2),
         };
-        let keep = self.context().max(0);
-        // A copy: a view would hold the whole chunk in memory.
-        *kept = Some(extended.narrow(2, extended.size()[2] - keep, keep).copy());
+        self.keep(&extended, context);
         extended
     }
+
+    /// SiLU of the input, behind the frames before it, which had it already; zeros where the clip starts. Without
+    /// gradients: the activation is written to where it shall lie, and the input may be overwritten.
+    pub fn extend_silu(&self, mut x: Tensor, mut context: Option<&mut TimeContext>) -> Tensor {
+        let extended = match self.before(&x, PadMode::Constant, context.as_deref_mut()) {
+            Before::Crop(frames) => {
+                let _ = x.silu_();
+                x.narrow(2, frames, x.size()[2] - frames)
+            }
+            Before::Frames(front) => {
+                let (b, c, frames, h, w) = x.size5().expect("a video has five axes");
+                let before = front.size()[2];
+                let room = Tensor::empty([b, before + frames, h, w, c], (x.kind(), x.device()));
+                let room = room.permute([0, 4, 1, 2, 3]);
+                room.narrow(2, 0, before).copy_(&front);
+                let _ = x.silu_out(&room.narrow(2, before, frames));
+                room
+            }
+        };
+        self.keep(&extended, context);
+        extended
+    }
+
+    fn before(&self, x: &Tensor, start: PadMode, context: Option<&mut TimeContext>) -> Before {
+        let Some(TimeContext(kept)) = context else { return padding(x, self.start_padding(), start) };
+        match kept.take() {
+            None => padding(x, self.start_padding(), start),
+            Some(front) if self.context() > 0 => Before::Frames(front),
+            Some(_) => padding(x, self.context(), start),
+        }
+    }
+
+    fn keep(&self, extended: &Tensor, context: Option<&mut TimeContext>) {
+        if let Some(TimeContext(kept)) = context {
+            let frames = self.context().max(0);
+            // A copy: a view would hold the whole chunk in memory.
+            *kept = Some(extended.narrow(2, extended.size()[2] - frames, frames).copy());
+        }
+    }
+}
+
+/// What a layer does in front of its input.
+enum Before {
+    /// Drops so many frames.
+    Crop(i64),
+    /// Puts these there.
+    Frames(Tensor),
 }
 
 /// The last input frames of one causal layer, which its next outputs see: the layer's whole memory of a clip.
@@ -178,14 +221,41 @@ impl Past {
     }
 }
 
-/// Padding in front of `[B, C, T, ...]`, in the order in memory that the input has; a negative number crops.
-fn front_pad(x: &Tensor, frames: i64, mode: PadMode) -> Tensor {
+/// The most that one layer's output for a chunk should take, in numbers; see [`in_chunks`].
+const CHUNK: i64 = 1 << 22;
+
+/// Runs a causal network over a whole clip, `[B, C, T, H, W]`, chunk by chunk: what it makes of one chunk stays in the
+/// processor's cache, and memory is that of one chunk. Each chunk has a multiple of `stride` frames (the first 1 + such a
+/// multiple, less one stride), and at most so many that a layer of `numbers_per_stride` outputs stays small.
+///
+/// With gradients it runs the clip as a whole: they need every activation in any case.
+pub(crate) fn in_chunks(
+    x: &Tensor,
+    stride: i64,
+    numbers_per_stride: i64,
+    mut run: impl FnMut(&Tensor, &mut Past) -> Tensor,
+) -> Tensor {
+    let frames = x.size()[2];
+    let strides = (CHUNK / numbers_per_stride).max(1);
+    let mut past = Past::stream();
+    let mut end = 0;
+    let mut outputs = Vec::new();
+    while end < frames {
+        let start = end;
+        end = frames.min(1 + (strides * (outputs.len() as i64 + 1) - 1) * stride);
+        outputs.push(run(&x.narrow(2, start, end - start), &mut past));
+    }
+    if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(&outputs, 2) }
+}
+
+/// Padding in front of `[B, C, T, ...]`; a negative number of frames crops.
+fn padding(x: &Tensor, frames: i64, mode: PadMode) -> Before {
     if frames <= 0 {
-        return x.narrow(2, -frames, x.size()[2] + frames);
+        return Before::Crop(-frames);
     }
     let mut size = x.size();
     size[2] = frames;
-    let front = match mode {
+    Before::Frames(match mode {
         PadMode::Constant => {
             // Channels last, like the video behind: concatenation keeps the order only if all parts agree.
             let channels = size.remove(1);
@@ -194,6 +264,5 @@ fn front_pad(x: &Tensor, frames: i64, mode: PadMode) -> Tensor {
         }
         PadMode::Replicate => x.narrow(2, 0, 1).expand(&size, true),
         PadMode::Reflect => x.narrow(2, 1, frames).flip([2]),
-    };
-    Tensor::cat(&[&front, x], 2)
+    })
 }

@@ -7,7 +7,7 @@ use video_core::Result;
 use super::Magvit2Config;
 use crate::blocks::{AdaptiveGroupNorm, EPS, ResBlock, Upsample, check_channels};
 use crate::conv::{CausalConv3d, CausalConv3dConfig};
-use crate::time::Past;
+use crate::time::{Past, in_chunks};
 
 /// One level: a norm under the code's control, residual blocks, then the way to the next finer level.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub struct Decoder {
     norm_out: FrameGroupNorm,
     conv_out: CausalConv3d,
     latent_channels: i64,
+    /// What the finest level makes of one latent position.
+    numbers: i64,
 }
 
 impl Decoder {
@@ -71,6 +73,7 @@ impl Decoder {
             norm_out: FrameGroupNorm::new(&(path / "norm_out"), config.num_groups, widths[0], EPS)?,
             conv_out: CausalConv3d::new(&(path / "conv_out"), widths[0], config.in_channels, conv3)?,
             latent_channels,
+            numbers: widths[0] * config.factors().iter().product::<i64>(),
         })
     }
 
@@ -80,7 +83,12 @@ impl Decoder {
     /// Another number of axes or channels.
     pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
         check_channels("features", features, self.latent_channels)?;
-        Ok(self.run(features, &mut Past::WholeClip))
+        if features.requires_grad() || self.conv_out.learns() {
+            return Ok(self.run(features, &mut Past::WholeClip));
+        }
+        let size = features.size();
+        let numbers = self.numbers * size[0] * size[3] * size[4];
+        Ok(in_chunks(features, 1, numbers, |chunk, past| self.run(chunk, past)))
     }
 
     /// The last convolution's weight.

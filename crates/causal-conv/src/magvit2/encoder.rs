@@ -7,7 +7,7 @@ use video_core::Result;
 use super::Magvit2Config;
 use crate::blocks::{Downsample, EPS, ResBlock, check_channels};
 use crate::conv::{CausalConv3d, CausalConv3dConfig};
-use crate::time::Past;
+use crate::time::{Past, in_chunks};
 
 /// One level: residual blocks, then the way to the next coarser level.
 #[derive(Debug)]
@@ -27,6 +27,9 @@ pub struct Encoder {
     norm_out: FrameGroupNorm,
     conv_out: CausalConv3d,
     in_channels: i64,
+    /// Frames per latent frame, and the width of the finest level.
+    stride: i64,
+    width: i64,
 }
 
 impl Encoder {
@@ -73,6 +76,8 @@ impl Encoder {
                 CausalConv3dConfig::new([1; 3]),
             )?,
             in_channels: config.in_channels,
+            stride: config.factors()[0],
+            width: widths[0],
         })
     }
 
@@ -82,7 +87,12 @@ impl Encoder {
     /// Another number of axes or channels.
     pub fn forward(&self, video: &Tensor) -> Result<Tensor> {
         check_channels("video", video, self.in_channels)?;
-        Ok(self.run(video, &mut Past::WholeClip))
+        if video.requires_grad() || self.conv_out.learns() {
+            return Ok(self.run(video, &mut Past::WholeClip));
+        }
+        let size = video.size();
+        let numbers = self.stride * self.width * size[0] * size[3] * size[4];
+        Ok(in_chunks(video, self.stride, numbers, |chunk, past| self.run(chunk, past)))
     }
 
     /// One chunk of a clip that the strides fit.
