@@ -162,10 +162,9 @@ impl CausalConv3d {
         self.convolve(&self.config.window().extend_silu(normed, past.context()), PadMode::Constant)
     }
 
-    /// Whether its outputs carry gradients: its weight takes them, and they are not switched off.
+    /// Whether its outputs carry gradients, whatever its input.
     pub(crate) fn learns(&self) -> bool {
-        // A view of a variable asks for gradients where these are recorded, and only there.
-        self.weight.narrow(0, 0, 1).requires_grad()
+        records_gradients(&self.weight)
     }
 
     /// The variable `weight`.
@@ -221,8 +220,14 @@ impl CausalConv3d {
     }
 }
 
-/// `Tensor::conv3d`, but always by oneDNN's kernels where libtorch has them: on CPU it takes its own, up to 20 times slower
-/// ones for a batch of one clip of few channels, frames or rows.
+/// Whether what comes of a variable carries gradients: it takes them, and they are not switched off.
+fn records_gradients(variable: &Tensor) -> bool {
+    // A view asks for gradients where these are recorded, and only there.
+    variable.narrow(0, 0, 1).requires_grad()
+}
+
+/// `Tensor::conv3d`, but without gradients always by oneDNN's kernels where libtorch has them: on CPU it takes its own, up
+/// to 20 times slower ones for a batch of one clip of few channels, frames or rows.
 fn conv3d(
     x: &Tensor,
     weight: &Tensor,
@@ -232,7 +237,9 @@ fn conv3d(
     dilation: [i64; 3],
 ) -> Tensor {
     // Refused where libtorch was built without oneDNN, and by it where it does not know the machine or the kind.
-    if x.device() == Device::Cpu
+    if !x.requires_grad()
+        && !records_gradients(weight)
+        && x.device() == Device::Cpu
         && x.kind() == Kind::Float
         && let Ok(y) = x.f_mkldnn_convolution(weight, bias, padding, stride, dilation, 1)
     {
