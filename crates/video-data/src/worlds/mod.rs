@@ -1,0 +1,3 @@
+//! Synthetic worlds, made in-process from a seed.
+
+pub mod shapes;
