@@ -235,8 +235,8 @@ impl Lpips {
     /// # Errors
     /// As [`Lpips::distance`].
     pub fn spatial(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        let size = [a.size()[a.dim().max(2) - 2], a.size()[a.dim().max(1) - 1]];
         let maps = self.maps(a, b)?;
+        let size = [a.size()[2], a.size()[3]];
         Ok(maps.iter().map(|map| map.upsample_bilinear2d(size, false, None, None)).sum())
     }
 
