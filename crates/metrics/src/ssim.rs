@@ -120,7 +120,7 @@ fn similarity(ours: &Tensor, theirs: &Tensor, data_range: f64, convention: SsimC
     // Clip by clip: the local statistics of a long batch need not be in memory at once.
     let clips: Vec<Tensor> = (0..size[0])
         .map(|clip| {
-            let planes = |video: &Tensor| video.get(clip).reshape([-1, 1, size[3], size[4]]);
+            let planes = |video: &Tensor| video.get(clip).reshape([-1, size[3], size[4]]);
             local_similarity(
                 &planes(ours),
                 &planes(theirs),
@@ -135,21 +135,28 @@ fn similarity(ours: &Tensor, theirs: &Tensor, data_range: f64, convention: SsimC
     Ok(Tensor::stack(&clips, 0))
 }
 
-/// From planes `[N, 1, H, W]` to the mean similarity of each, `[N]`.
+/// From planes `[N, H, W]` to the mean similarity of each, `[N]`.
 fn local_similarity(x: &Tensor, y: &Tensor, window: &Tensor, data_range: f64, factor: f64) -> Tensor {
-    let size = window.size()[0];
-    let filter = |plane: Tensor| {
-        let rows = plane.conv2d(&window.view([1, 1, size, 1]), None::<Tensor>, 1, 0, 1, 1);
-        rows.conv2d(&window.view([1, 1, 1, size]), None::<Tensor>, 1, 0, 1, 1)
-    };
-    let (mean_x, mean_y) = (filter(x.shallow_clone()), filter(y.shallow_clone()));
-    let (square_x, square_y, product) = (mean_x.square(), mean_y.square(), &mean_x * &mean_y);
-    let variance_x = (filter(x.square()) - &square_x) * factor;
-    let variance_y = (filter(y.square()) - &square_y) * factor;
-    let covariance = (filter(x * y) - &product) * factor;
+    let mean = |plane: &Tensor| weighted_sums(&weighted_sums(plane, 1, window), 2, window);
+    let (mean_x, mean_y) = (mean(x), mean(y));
+    let (squares, product) = (mean_x.square() + mean_y.square(), mean_x * mean_y);
+    // Of the variances only the sum enters.
+    let variances = (mean(&(x.square() + y.square())) - &squares) * factor;
+    let covariance = (mean(&(x * y)) - &product) * factor;
     let c1 = (0.01 * data_range).powi(2);
     let c2 = (0.03 * data_range).powi(2);
-    let map = (product * 2.0 + c1) * (covariance * 2.0 + c2)
-        / ((square_x + square_y + c1) * (variance_x + variance_y + c2));
-    map.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Double)
+    let map = (product * 2.0 + c1) * (covariance * 2.0 + c2) / ((squares + c1) * (variances + c2));
+    map.mean_dim([1i64, 2].as_slice(), false, Kind::Double)
+}
+
+/// The window moved along an axis of planes, where it fits whole. As a sum of shifted planes: libtorch has no fast
+/// convolution in float64.
+fn weighted_sums(planes: &Tensor, axis: i64, window: &Tensor) -> Tensor {
+    let size = window.size()[0];
+    let positions = planes.size()[axis as usize] - size + 1;
+    let mut sum = planes.narrow(axis, 0, positions) * window.get(0);
+    for shift in 1..size {
+        sum = sum.addcmul_(&planes.narrow(axis, shift, positions), &window.get(shift));
+    }
+    sum
 }
