@@ -163,7 +163,10 @@ impl ResidualFsq {
             let pass = pass_stages(&z, config.num_quantizers, kept, |i, residual| {
                 let scale = scales.get(i);
                 let (codes, digits) = self.grid.quantize(&(residual / &scale));
-                let codes = codes * scale;
+                let codes = match mode {
+                    Mode::Train { .. } => codes,
+                    Mode::Eval => self.grid.codes_of_digits(&digits, z.kind()),
+                } * scale;
                 let ids = self.grid.ids(&digits);
                 Ok(StagePass { taken: codes.detach(), codes, ids, losses: Vec::new() })
             })?;

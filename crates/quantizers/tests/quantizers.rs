@@ -1,5 +1,9 @@
 //! Properties of the quantizers.
 
+#[path = "quantizers/entropy.rs"]
+mod entropy;
+#[path = "quantizers/free.rs"]
+mod free;
 #[path = "quantizers/table.rs"]
 mod table;
 

@@ -1,4 +1,4 @@
-//! Quantizers with a table: what holds for all of them, and what VQ's buffers do.
+//! What holds for all quantizers with ids, and what VQ's buffers do.
 
 use proptest::prelude::*;
 use quantizers::*;
@@ -60,14 +60,15 @@ fn kinds() -> Vec<QuantizerConfig> {
         QuantizerConfig::ResidualVq(residual),
         QuantizerConfig::ResidualVq(shared),
     ]);
+    all.extend(crate::free::kinds());
     all
 }
 
-fn features(shape: &[i64]) -> Tensor {
+pub(crate) fn features(shape: &[i64]) -> Tensor {
     Tensor::randn(shape, (Kind::Float, Device::Cpu))
 }
 
-fn assert_close(a: &Tensor, b: &Tensor, what: &str) {
+pub(crate) fn assert_close(a: &Tensor, b: &Tensor, what: &str) {
     assert_eq!(a.size(), b.size(), "{what}");
     assert!(a.allclose(b, 1e-5, 1e-5, false), "{what}: {}", (a - b).abs().max());
 }
@@ -79,7 +80,7 @@ fn state(store: &nn::VarStore) -> Vec<(String, Tensor)> {
     state
 }
 
-fn field_of(error: Error) -> String {
+pub(crate) fn field_of(error: Error) -> String {
     match error {
         Error::Config { field, .. } => field,
         other => panic!("no config error: {other}"),
@@ -138,7 +139,8 @@ fn configs_survive_toml() {
     let words = read("quantizer = { kind = \"vq\", codebook_size = 64, init = \"kaiming\" }").unwrap();
     let config = VqConfig { codebook_size: 64, init: CodebookInit::Kaiming, ..VqConfig::default() };
     assert_eq!(words, QuantizerConfig::Vq(config));
-    for kind in ["gumbel", "simvq", "ibq", "residual_vq"] {
+    for kind in ["lfq", "fsq", "gumbel", "simvq", "ibq", "residual_vq", "residual_fsq", "residual_lfq", "kl"]
+    {
         assert!(read(&format!("quantizer = {{ kind = \"{kind}\" }}")).is_ok(), "{kind}");
         assert!(read(&format!("quantizer = {{ kind = \"{kind}\", colour = 1 }}")).is_err(), "{kind}");
     }
