@@ -1,7 +1,9 @@
-//! Quantizers behind one trait: VQ, LFQ, GumbelVQ, FSQ and kin.
+//! Every bottleneck between an encoder and a decoder behind one trait, [`Quantizer`]: VQ, GumbelVQ, SimVQ, IBQ, LFQ and BSQ,
+//! FSQ, residual forms of VQ, LFQ and FSQ, and the continuous KL bottleneck. [`QuantizerConfig`] is any of them as a word in a
+//! config file.
 //!
 //! Features come channel-last, `[..., D]`; a channels-last video permuted to `[B, T, H, W, D]` is that already,
-//! without a copy. See [`Quantizer`].
+//! without a copy.
 //!
 //! ```
 //! use quantizers::{Mode, QuantizerConfig, LfqConfig};

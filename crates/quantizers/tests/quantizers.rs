@@ -6,6 +6,8 @@ mod entropy;
 mod free;
 #[path = "quantizers/table.rs"]
 mod table;
+#[path = "quantizers/training.rs"]
+mod training;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,5 +17,7 @@ fn seeded(seed: i64) -> MutexGuard<'static, ()> {
     static GENERATOR: Mutex<()> = Mutex::new(());
     let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seed);
+    // The tensors are small: threads would wait for each other.
+    tch::set_num_threads(1);
     guard
 }

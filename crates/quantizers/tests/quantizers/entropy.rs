@@ -120,7 +120,7 @@ proptest! {
         prop_assert_eq!(m.size(), [codebooks, 1 << bits]);
         prop_assert!(m.allclose(&expected, 1e-9, 1e-12, false));
         // Of features that are sure, the histogram of the ids.
-        let sure = &x * 1e6;
+        let sure = x.sign();
         let config = LfqConfig { bits, bit_order: order, ..LfqConfig::default() };
         let lfq = Lfq::new(&tch::nn::VarStore::new(Device::Cpu).root(), bits, config).unwrap();
         let ids = lfq.quantize(&sure.get(0), Mode::Eval).unwrap().ids.unwrap();
