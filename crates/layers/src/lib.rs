@@ -3,8 +3,9 @@
 //! `tch::nn` has linear and convolution layers already; what stands here differs from it in something that matters to
 //! video tokenizers, and several crates need it:
 //!
-//! - [`init`]: PyTorch's default initialisation, which `tch`'s own "default" is not;
-//! - [`Linear`]: a linear layer with that initialisation, on the last axis;
+//! - [`init`]: PyTorch's default initialisation, which `tch`'s own "default" is not, and the truncated normal of JAX;
+//! - [`Linear`]: a linear layer with either initialisation, on the last axis;
+//! - [`attention`]: libtorch's fused attention, and heads split and merged;
 //! - [`FrameGroupNorm`]: group norm whose statistics stay within a frame, so that a causal network stays causal, in
 //!   channels-last order without a copy.
 //!
@@ -24,8 +25,10 @@
 
 pub mod init;
 
+mod attention;
 mod frame_group_norm;
 mod linear;
 
+pub use attention::{AttentionOptions, attention, merge_heads, split_heads};
 pub use frame_group_norm::{FrameGroupNorm, fold_time, unfold_time};
 pub use linear::Linear;

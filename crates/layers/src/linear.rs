@@ -2,7 +2,7 @@
 
 use tch::{Tensor, nn};
 
-use crate::init::torch_default;
+use crate::init::{torch_default, truncated_normal};
 
 /// y = x Wᵀ + b on the last axis. Variables: `weight` `[out, in]`, `bias` `[out]`.
 #[derive(Debug)]
@@ -18,6 +18,15 @@ impl Linear {
         Self {
             weight: path.var("weight", &[outputs, inputs], init),
             bias: bias.then(|| path.var("bias", &[outputs], init)),
+        }
+    }
+
+    /// With weights of a normal distribution cut at two standard deviations ([`truncated_normal`]) and biases 0, as BERT
+    /// and its descendants start.
+    pub fn truncated_normal(path: &nn::Path, inputs: i64, outputs: i64, bias: bool, std: f64) -> Self {
+        Self {
+            weight: truncated_normal(path, "weight", &[outputs, inputs], std, 2.0),
+            bias: bias.then(|| path.zeros("bias", &[outputs])),
         }
     }
 
