@@ -5,6 +5,8 @@ use crate::case::{Case, CaseError, Outputs};
 mod cosmos;
 mod magvit2;
 mod magvit2_open;
+mod maskgit;
+mod maskgit_flax;
 mod metrics;
 mod quantizers_free;
 mod quantizers_vq;
@@ -16,6 +18,7 @@ const ALL: &[&[(&str, Driver)]] = &[
     cosmos::DRIVERS,
     magvit2::DRIVERS,
     magvit2_open::DRIVERS,
+    maskgit::DRIVERS,
     metrics::DRIVERS,
     quantizers_free::DRIVERS,
     quantizers_vq::DRIVERS,
