@@ -44,11 +44,6 @@ impl<M> Loaded<M> {
         }
         Ok(())
     }
-
-    /// Values that training changes.
-    pub(super) fn parameter_count(&self) -> i64 {
-        self.store.trainable_variables().iter().map(|v| v.numel() as i64).sum()
-    }
 }
 
 fn is_attention(name: &str) -> bool {
