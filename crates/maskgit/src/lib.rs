@@ -28,6 +28,7 @@
 
 mod decode;
 pub mod loss;
+pub mod magvit;
 pub mod mask;
 mod schedule;
 mod transformer;

@@ -222,12 +222,19 @@ impl Logits {
         self.join(self.factors.iter().map(|logits| logits.argmax(-1, false)).collect())
     }
 
-    /// Draws ids. `noise`: Gumbel noise `[M, K_j]` for each factor, from torch's global generator where not given.
+    /// Draws ids. Top-k and top-p see the logits at temperature 1, as in MAGVIT and Muse; the temperature (0: greedy) divides
+    /// what they leave. `noise`: Gumbel noise `[M, K_j]` for each factor, from torch's global generator where not given.
     pub fn draw(&self, filter: &Filter, noise: Option<&[Tensor]>) -> Draws {
-        let chosen = self.factors.iter().enumerate().map(|(j, logits)| match noise {
-            _ if filter.temperature == 0.0 => logits.argmax(-1, false),
-            Some(noise) => (filter.apply(logits) + &noise[j]).argmax(-1, false),
-            None => (filter.apply(logits) + gumbel_like(logits)).argmax(-1, false),
+        let at_one = Filter { temperature: 1.0, ..*filter };
+        let chosen = self.factors.iter().enumerate().map(|(j, logits)| {
+            if filter.temperature == 0.0 {
+                return logits.argmax(-1, false);
+            }
+            let kept = at_one.apply(logits) / filter.temperature;
+            match noise {
+                Some(noise) => (kept + &noise[j]).argmax(-1, false),
+                None => (&kept + gumbel_like(&kept)).argmax(-1, false),
+            }
         });
         let ids = self.join(chosen.collect());
         let log_probabilities = self.log_probabilities(&ids);

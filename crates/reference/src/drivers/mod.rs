@@ -7,6 +7,7 @@ mod magvit2;
 mod magvit2_open;
 mod maskgit;
 mod maskgit_flax;
+mod maskgit_magvit;
 mod metrics;
 mod quantizers_free;
 mod quantizers_vq;
@@ -19,6 +20,7 @@ const ALL: &[&[(&str, Driver)]] = &[
     magvit2::DRIVERS,
     magvit2_open::DRIVERS,
     maskgit::DRIVERS,
+    maskgit_magvit::DRIVERS,
     metrics::DRIVERS,
     quantizers_free::DRIVERS,
     quantizers_vq::DRIVERS,

@@ -1,0 +1,531 @@
+//! MAGVIT's masks, conditions, transformer and decoding (entries `magvit.*` but those of its tokenizer).
+
+use std::collections::BTreeMap;
+
+use ::maskgit::magvit::{
+    ConditionPadding, ConditionTask, ConditionVideo, GridDecodeNoise, GridDecodeOptions, GridPrompt,
+    MagvitTokens, Region, SpecialToken, decode_grid,
+};
+use ::maskgit::mask::{
+    BlockDraws, BlockShape, ConditionMode, MaskRule, MaskedTokens, RegionCondition, WeightMode, block_scores,
+    frame_by_frame_scores, mask_by_score,
+};
+use ::maskgit::{
+    BidirectionalTransformer, Columns, Logits, MaskSchedule, TrainingSequence, TransformerConfig,
+};
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+use video_core::GridShape;
+use video_core::sampling::Filter;
+
+use super::Driver;
+use super::maskgit::{all_rows, split_config};
+use super::maskgit_flax::{load, transformer_name};
+use crate::case::{Case, CaseError, Outputs};
+
+/// The entries of this module.
+pub(super) const DRIVERS: &[(&str, Driver)] = &[
+    ("magvit.mask", mask),
+    ("magvit.condition", condition),
+    ("magvit.tokens", tokens),
+    ("magvit.transformer.forward", forward),
+    ("magvit.loss", loss),
+    ("magvit.sampling", sampling),
+    ("magvit.decode", decode),
+];
+
+fn config_error(problem: impl Into<String>) -> CaseError {
+    CaseError::Config(problem.into())
+}
+
+/// `weight_mode`: a name, or a boolean, or nothing.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Weights {
+    MaskedOnly(bool),
+    Mode(WeightMode),
+}
+
+impl Weights {
+    fn mode(given: Option<Self>) -> WeightMode {
+        match given {
+            None | Some(Self::MaskedOnly(false)) => WeightMode::All,
+            Some(Self::MaskedOnly(true)) => WeightMode::Masked,
+            Some(Self::Mode(mode)) => mode,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mask {
+    function: MaskFunction,
+    #[serde(default)]
+    condition_mode: Option<ConditionMode>,
+    #[serde(default)]
+    weight_mode: Option<Weights>,
+    #[serde(default)]
+    num_masked_limits: (Option<i64>, Option<i64>),
+    #[serde(default = "one")]
+    condition_segment_id: i64,
+    #[serde(default = "single")]
+    block_shape: BlockShape,
+}
+
+fn one() -> i64 {
+    1
+}
+
+fn single() -> BlockShape {
+    [1; 3]
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum MaskFunction {
+    NoMask,
+    AllMask,
+    RandomMask,
+    RandomBlockMask,
+    FrameByFrameMask,
+}
+
+/// `in/cond_inputs` and `in/cond_mask`, where the case has them.
+fn region_condition(case: &Case) -> Result<Option<RegionCondition>, CaseError> {
+    let Some(region) = case.optional_input("cond_mask") else { return Ok(None) };
+    Ok(Some(RegionCondition { ids: case.input("cond_inputs")?, region: region.to_kind(Kind::Bool) }))
+}
+
+/// The case's scores, as the mask function changes them.
+fn scores(case: &Case, function: MaskFunction, block: BlockShape) -> Result<Tensor, CaseError> {
+    let mut scores = case.input("mask_score")?;
+    if function == MaskFunction::FrameByFrameMask {
+        scores = frame_by_frame_scores(&scores);
+    }
+    if function == MaskFunction::RandomMask || block == single() {
+        return Ok(scores);
+    }
+    let draws = BlockDraws { offset_order: case.input("offset_order")?, tie_break: case.input("tie_break")? };
+    Ok(block_scores(&scores, block, &draws)?)
+}
+
+fn mask_outputs(masked: &MaskedTokens) -> Outputs {
+    let mut outputs = Outputs::new();
+    outputs
+        .out("masked_inputs", &masked.inputs)
+        .out("uncond_masked_inputs", &masked.uncond_inputs)
+        .out("segment_ids", &masked.segment_ids)
+        .out("targets", &masked.targets)
+        .out("weights", &masked.weights);
+    outputs
+}
+
+fn mask(case: &Case) -> Result<Outputs, CaseError> {
+    let config: Mask = case.config()?;
+    let ids = case.input("inputs")?;
+    let condition = region_condition(case)?;
+    let masked = match config.function {
+        MaskFunction::NoMask => {
+            MaskedTokens::nothing_masked(&ids, case.optional_input("uncond_inputs").as_ref())
+        }
+        MaskFunction::AllMask => MaskedTokens::all_masked(&ids, condition.as_ref()),
+        random => {
+            let ratios = Vec::<f32>::try_from(case.input("mask_ratio")?)?;
+            let (least, most) = config.num_masked_limits;
+            let most: Option<Vec<i64>> = most.map(|most| vec![most]);
+            let rule = MaskRule {
+                condition: config.condition_mode.zip(condition.as_ref()),
+                weights: Weights::mode(config.weight_mode),
+                at_least: least.unwrap_or(1),
+                at_most: most.as_deref(),
+            };
+            if config.condition_mode.is_some() && condition.is_none() {
+                return Err(CaseError::Missing("in/cond_mask".into()));
+            }
+            mask_by_score(&ids, &scores(case, random, config.block_shape)?, &ratios, rule)?
+        }
+    };
+    // Ours marks condition tokens with 1; the reference lets callers choose the number.
+    let masked = MaskedTokens { segment_ids: masked.segment_ids * config.condition_segment_id, ..masked };
+    Ok(mask_outputs(&masked))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Condition {
+    function: String,
+    args: ConditionArgs,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConditionArgs {
+    latent_shape: [i64; 3],
+    cond_frames: Option<i64>,
+    cond_latent_frames: Option<i64>,
+    cond_padding: Option<ConditionPadding>,
+    cond_region: Option<Region>,
+    #[serde(default)]
+    prefix_condition: bool,
+}
+
+fn condition(case: &Case) -> Result<Outputs, CaseError> {
+    let config: Condition = case.config()?;
+    let args = config.args;
+    let lacks = |field: &str| config_error(format!("{} needs {field}", config.function));
+    let frames = args.cond_frames.ok_or_else(|| lacks("cond_frames"));
+    let latent_frames = args.cond_latent_frames.ok_or_else(|| lacks("cond_latent_frames"));
+    let padding = args.cond_padding.ok_or_else(|| lacks("cond_padding"));
+    let region = args.cond_region.ok_or_else(|| lacks("cond_region"));
+    let only = |allowed: ConditionPadding| match args.cond_padding {
+        Some(given) if given != allowed => Err(config_error(format!("cond_padding {given:?}"))),
+        _ => Ok(()),
+    };
+    let task = match config.function.as_str() {
+        "latent_frame_prediction_cond" => {
+            ConditionTask::LatentFramePrediction { cond_latent_frames: latent_frames? }
+        }
+        "frame_prediction_cond" => ConditionTask::FramePrediction {
+            cond_frames: frames?,
+            cond_latent_frames: latent_frames?,
+            cond_padding: padding?,
+        },
+        "frame_interpolation_cond" => {
+            only(ConditionPadding::Interpolate)?;
+            ConditionTask::FrameInterpolation { cond_frames: frames?, cond_latent_frames: latent_frames? }
+        }
+        "outpainting_cond" => ConditionTask::Outpainting { cond_region: region?, cond_padding: padding? },
+        "inpainting_cond" => {
+            only(ConditionPadding::Constant)?;
+            ConditionTask::Inpainting { cond_region: region? }
+        }
+        other => return Err(config_error(format!("function {other}"))),
+    };
+    let video = case.input("video")?.permute([0, 4, 1, 2, 3]);
+    let [frames, height, width] = args.latent_shape;
+    let grid = GridShape { frames, height, width };
+    let condition = ConditionVideo::new(task, &video, grid, 0.0)?;
+    let (pixels, latents) = if args.prefix_condition {
+        (condition.pixels.zeros_like(), condition.latents.zeros_like())
+    } else {
+        (condition.pixels, condition.latents)
+    };
+    let size = video.size();
+    let mut outputs = Outputs::new();
+    outputs
+        .out("video", &condition.video.permute([0, 2, 3, 4, 1]))
+        .out("video_mask", &pixels.unsqueeze(-1).expand([size[0], size[2], size[3], size[4], 1], false))
+        .out("latent_mask", &latents.expand([size[0], frames, height, width], false));
+    Ok(outputs)
+}
+
+/// The model's part of a config.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Model {
+    codebook_size: i64,
+    num_classes: i64,
+    latent_shape: [i64; 3],
+    hidden_size: i64,
+    num_hidden_layers: i64,
+    num_attention_heads: i64,
+    intermediate_size: i64,
+    multi_task: bool,
+    use_condition_segment: bool,
+    tasks: Vec<String>,
+    task_configs: BTreeMap<String, TaskConfig>,
+    max_position_embeddings: i64,
+    vocab_size: i64,
+    #[serde(default)]
+    condition_mode: Option<TaskConditionMode>,
+    #[serde(default)]
+    weight_mode: Option<Weights>,
+    #[serde(default)]
+    bug_patches: BTreeMap<String, bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct TaskConfig {
+    class_conditional: Option<bool>,
+    condition_mode: Option<TaskConditionMode>,
+    weight_mode: Option<Weights>,
+    mask_block_shape: Option<BlockShape>,
+    cond_latent_frames: Option<i64>,
+    // They tell how the condition video is made, which the case gives tokenized.
+    #[serde(rename = "cond_region")]
+    _cond_region: Option<Region>,
+    #[serde(rename = "cond_frames")]
+    _cond_frames: Option<i64>,
+    #[serde(rename = "cond_padding")]
+    _cond_padding: Option<ConditionPadding>,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq)]
+#[serde(untagged)]
+enum TaskConditionMode {
+    Mode(ConditionMode),
+    Prefix(Prefix),
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq)]
+enum Prefix {
+    #[serde(rename = "prefix")]
+    Prefix,
+}
+
+/// What a task means for a sequence.
+struct Task<'a> {
+    token: SpecialToken,
+    config: Option<&'a TaskConfig>,
+    condition_mode: Option<TaskConditionMode>,
+}
+
+impl Model {
+    fn tokens(&self) -> MagvitTokens {
+        MagvitTokens {
+            codebook_size: self.codebook_size,
+            num_classes: self.num_classes,
+            multi_task: self.multi_task,
+        }
+    }
+
+    fn config(&self) -> Result<TransformerConfig, CaseError> {
+        let num_special = self.tokens().num_special();
+        if self.vocab_size != self.codebook_size + num_special {
+            return Err(config_error(format!("vocab_size {}", self.vocab_size)));
+        }
+        Ok(TransformerConfig {
+            codebook_size: self.codebook_size,
+            num_special,
+            factors: Vec::new(),
+            hidden_size: self.hidden_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            intermediate_size: self.intermediate_size,
+            max_position_embeddings: self.max_position_embeddings,
+            num_segments: if self.use_condition_segment { 2 } else { 0 },
+            dropout: 0.1,
+        })
+    }
+
+    fn task(&self, name: &str) -> Result<Task<'_>, CaseError> {
+        if !self.tasks.iter().any(|task| task == name) {
+            return Err(config_error(format!("task {name} is not one of the tasks")));
+        }
+        let config = self.task_configs.get(name);
+        let commit = TaskConditionMode::Mode(ConditionMode::ConditionToInput);
+        let given = config.and_then(|c| c.condition_mode).or(self.condition_mode).unwrap_or(commit);
+        let is = |prefix: &str| name.starts_with(prefix);
+        let (token, condition_mode) = if is("full_generation") {
+            (SpecialToken::FullGeneration, None)
+        } else if is("latent_frame_prediction") {
+            let mode = TaskConditionMode::Mode(ConditionMode::ConditionToCondition);
+            (SpecialToken::FullGeneration, Some(mode))
+        } else if is("frame_prediction") {
+            (SpecialToken::FramePrediction, Some(given))
+        } else if is("frame_interpolation") {
+            (SpecialToken::FrameInterpolation, Some(given))
+        } else if is("inpainting") && self.bug_patches.get("inpainting_token") == Some(&true) {
+            (SpecialToken::Inpainting, Some(given))
+        } else if is("outpainting") || is("inpainting") {
+            (SpecialToken::Outpainting, Some(given))
+        } else {
+            return Err(config_error(format!("task {name}")));
+        };
+        Ok(Task { token, config, condition_mode })
+    }
+
+    /// The prefix of the case's task, and the condition of its grid.
+    fn prompt(
+        &self,
+        case: &Case,
+        task: &Task<'_>,
+        batch: i64,
+    ) -> Result<(MaskedTokens, Option<(ConditionMode, RegionCondition)>), CaseError> {
+        let class_conditional = task.config.and_then(|c| c.class_conditional).unwrap_or(false);
+        let labels = if class_conditional { Some(case.input("label")?.view([-1])) } else { None };
+        let uncond_task = if self.tasks.iter().any(|task| task.starts_with("full_generation")) {
+            SpecialToken::FullGeneration
+        } else {
+            task.token
+        };
+        let prefix = self.tokens().prefix(batch, Device::Cpu, task.token, uncond_task, labels.as_ref())?;
+        match task.condition_mode {
+            None => Ok((prefix, None)),
+            Some(TaskConditionMode::Prefix(_)) => {
+                let frames = task.config.and_then(|c| c.cond_latent_frames).unwrap_or(1);
+                let ids = case.input("cond_inputs")?.narrow(1, 0, frames);
+                let frames = MagvitTokens::frame_prefix(&ids);
+                Ok((MaskedTokens::concatenate(&[prefix, frames]), None))
+            }
+            Some(TaskConditionMode::Mode(mode)) => {
+                let condition =
+                    region_condition(case)?.ok_or_else(|| CaseError::Missing("in/cond_mask".into()))?;
+                Ok((prefix, Some((mode, condition))))
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TaskName {
+    task: String,
+}
+
+fn tokens(case: &Case) -> Result<Outputs, CaseError> {
+    let (TaskName { task }, model): (_, Model) = split_config(case, &["task"])?;
+    let task = model.task(&task)?;
+    let ids = case.input("inputs")?;
+    let (prefix, condition) = model.prompt(case, &task, ids.size()[0])?;
+    let ratios = Vec::<f32>::try_from(case.input("mask_ratio")?)?;
+    let rule = MaskRule {
+        condition: condition.as_ref().map(|(mode, condition)| (*mode, condition)),
+        weights: Weights::mode(task.config.and_then(|c| c.weight_mode).or(model.weight_mode)),
+        at_least: 1,
+        at_most: None,
+    };
+    let block = task.config.and_then(|c| c.mask_block_shape).unwrap_or(single());
+    let scores = scores(case, MaskFunction::RandomBlockMask, block)?;
+    let grid = mask_by_score(&ids, &scores, &ratios, rule)?;
+    Ok(mask_outputs(&MaskedTokens::concatenate(&[prefix, grid])))
+}
+
+fn forward(case: &Case) -> Result<Outputs, CaseError> {
+    let config = case.config::<Model>()?.config()?;
+    let (ids, segments) = (case.input("input_ids")?, case.input("segment_ids")?);
+    let model =
+        load(&case.weights(), transformer_name, |path| BidirectionalTransformer::new(path, &config))?.model;
+    let hidden = model.hidden(&ids, Some(&segments), false)?;
+    let logits = model.logits(&hidden, &all_rows(&ids), Columns::All)?;
+    let size = ids.size();
+    let mut outputs = Outputs::new();
+    outputs.out("logits", &logits.factors()[0].view([size[0], size[1], config.vocab_size()]));
+    Ok(outputs)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Loss {
+    label_smoothing: f64,
+    #[serde(rename = "grads")]
+    _grads: Vec<String>,
+}
+
+fn loss(case: &Case) -> Result<Outputs, CaseError> {
+    let (config, model): (Loss, Model) = split_config(case, &["label_smoothing", "grads"])?;
+    let model_config = model.config()?;
+    let loaded =
+        load(&case.weights(), transformer_name, |path| BidirectionalTransformer::new(path, &model_config))?;
+    let [inputs, segments, targets, weights] =
+        ["input_ids", "segment_ids", "targets", "weights"].map(|name| case.input(name));
+    let (inputs, segments, targets, weights) = (inputs?, segments?, targets?, weights?);
+    let sequence = TrainingSequence {
+        inputs: &inputs,
+        segment_ids: Some(&segments),
+        targets: &targets,
+        weights: &weights,
+    };
+    let loss = loaded.model.loss(&sequence, Columns::Codes, config.label_smoothing, false)?;
+    loss.backward();
+    let mut outputs = Outputs::new();
+    outputs.out("loss", &loss);
+    loaded.gradients(case, &mut outputs)?;
+    Ok(outputs)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sampling {
+    topk: i64,
+    topp: f64,
+    temperature: f64,
+}
+
+fn filter(topk: i64, topp: f64, temperature: f64) -> Filter {
+    Filter { temperature, top_k: (topk > 0).then_some(topk), top_p: (topp > 0.0).then_some(topp) }
+}
+
+fn sampling(case: &Case) -> Result<Outputs, CaseError> {
+    let config: Sampling = case.config()?;
+    let (logits, mut noise) = (case.input("logits")?, case.input("gumbel")?);
+    if config.topk > 0 {
+        // The reference's noise j belongs to the j-th largest logit.
+        let rank = logits.argsort(-1, true).argsort(-1, false);
+        noise = noise.gather(-1, &rank, false);
+    }
+    let filter = filter(config.topk, config.topp, config.temperature);
+    filter.validate()?;
+    let mut size = logits.size();
+    let draws = Logits::whole(logits.flatten(0, -2)).draw(&filter, Some(&[noise.flatten(0, -2)]));
+    size.pop();
+    let mut outputs = Outputs::new();
+    outputs.out("tokens", &draws.ids.view(size.as_slice()));
+    Ok(outputs)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Decode {
+    task: String,
+    num_iter: i64,
+    choice_temperature: f64,
+    mask_scheduling_method: MaskSchedule,
+    guidance_scale: f64,
+    sampling_topk: i64,
+    sampling_topp: f64,
+}
+
+fn decode(case: &Case) -> Result<Outputs, CaseError> {
+    let own = [
+        "task",
+        "num_iter",
+        "choice_temperature",
+        "mask_scheduling_method",
+        "guidance_scale",
+        "sampling_topk",
+        "sampling_topp",
+    ];
+    let (config, model): (Decode, Model) = split_config(case, &own)?;
+    let model_config = model.config()?;
+    let task = model.task(&config.task)?;
+    let batch = case.input("label").or_else(|_| case.input("cond_inputs"))?.size()[0];
+    let (prefix, condition) = model.prompt(case, &task, batch)?;
+    let [t, h, w] = model.latent_shape;
+    let ids = case
+        .optional_input("inputs")
+        .unwrap_or_else(|| Tensor::zeros([batch, t, h, w], (Kind::Int64, Device::Cpu)));
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let noise = GridDecodeNoise {
+        sample: case
+            .optional_input("gumbel_sample")
+            .unwrap_or_else(|| zeros(&[config.num_iter, batch, t, h, w, model.codebook_size])),
+        choice: case
+            .optional_input("gumbel_choice")
+            .unwrap_or_else(|| zeros(&[config.num_iter, batch, t, h, w])),
+    };
+    let options = GridDecodeOptions {
+        steps: config.num_iter,
+        schedule: config.mask_scheduling_method,
+        choice_temperature: config.choice_temperature,
+        filter: filter(config.sampling_topk, config.sampling_topp, 1.0),
+        guidance_scale: config.guidance_scale,
+    };
+    let network =
+        load(&case.weights(), transformer_name, |path| BidirectionalTransformer::new(path, &model_config))?
+            .model;
+    let prompt = GridPrompt {
+        prefix: &prefix,
+        ids: &ids,
+        condition: condition.as_ref().map(|(mode, condition)| (*mode, condition)),
+    };
+    let decoded = decode_grid(&network, &prompt, &options, Some(&noise))?;
+    let mut outputs = Outputs::new();
+    outputs
+        .out("prefix_ids", &prefix.inputs)
+        .out("model_input_ids", &Tensor::stack(&decoded.inputs, 1))
+        .out("sampled_ids", &Tensor::stack(&decoded.sampled, 1))
+        .out("final_ids", &decoded.ids);
+    Ok(outputs)
+}
