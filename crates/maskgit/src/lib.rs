@@ -33,6 +33,7 @@ pub mod mask;
 mod schedule;
 mod transformer;
 mod vocabulary;
+pub mod vqgan;
 
 pub use decode::{DecodeNoise, DecodeOptions, Decoded, decode};
 pub use schedule::MaskSchedule;

@@ -84,7 +84,7 @@ fn to_theirs(name: &str, tensor: &Tensor, shape: &[i64]) -> Tensor {
         return if name.ends_with("/bias") { tensor.reshape(shape) } else { tensor.tr().reshape(shape) };
     }
     if !name.ends_with("/kernel") {
-        return tensor.shallow_clone();
+        return tensor.reshape(shape);
     }
     let dims = tensor.dim() as i64;
     let axes: Vec<i64> = [(2..dims).collect(), vec![1, 0]].concat();
@@ -119,4 +119,55 @@ pub(super) fn transformer_name(name: &str) -> String {
         _ => return name.into(),
     };
     format!("{layer}{ours}.{leaf}")
+}
+
+/// Our names of a VQGAN's tensors. The last convolution of each half is its output, so all names are needed.
+pub(super) fn vqgan_names(weights: &Weights) -> impl Fn(&str) -> String + use<> {
+    let last = |half: &str| {
+        let index = |name: &String| {
+            let rest = name.strip_prefix(half)?.strip_prefix("Conv_")?;
+            rest.split('/').next()?.parse::<i64>().ok()
+        };
+        weights.keys().filter_map(index).max()
+    };
+    let halves = ["encoder/", "decoder/"].map(|half| (half, last(half)));
+    move |name| {
+        if name == "quantizer/codebook" {
+            return "quantizer.embed".into();
+        }
+        let half = |(half, last): &(&'static str, Option<i64>)| name.strip_prefix(half).zip(*last);
+        let (half_name, (rest, last)) = match halves.iter().find_map(|h| Some((h.0, half(h)?))) {
+            Some(found) => found,
+            None => return name.into(),
+        };
+        let prefix = half_name.replace('/', ".");
+        let parts: Vec<&str> = rest.split('/').collect();
+        let leaf = if parts.last() == Some(&"bias") { "bias" } else { "weight" };
+        let (kind, index) = parts[0].rsplit_once('_').unwrap_or((parts[0], "0"));
+        let index: i64 = index.parse().unwrap_or(0);
+        let ours = match (kind, index) {
+            ("ResBlock", _) => {
+                let part = match parts.get(1).copied().unwrap_or("") {
+                    "Conv_0" => "conv1",
+                    "Conv_1" => "conv2",
+                    "Conv_2" => "shortcut",
+                    norm if norm.ends_with("Norm_0") => "norm1",
+                    _ => "norm2",
+                };
+                format!("blocks.{index}.{part}")
+            }
+            ("Conv", 0) => "conv_in".into(),
+            ("Conv", i) if i == last => "conv_out".into(),
+            ("Conv", i) if half_name == "encoder/" => format!("down.{}", i - 1),
+            ("Conv", i) => format!("up.{}", i - 1),
+            ("ConvTranspose", i) => format!("up.{i}"),
+            _ => "norm_out".into(),
+        };
+        format!("{prefix}{ours}.{leaf}")
+    }
+}
+
+/// Weights of half a VQGAN that was built alone, by the names that they have in the whole.
+pub(super) fn as_half(weights: &Weights, half: &str) -> Weights {
+    weights.iter().map(|(name, tensor)| (format!("{half}/{name}"), tensor.shallow_clone())).collect()
 }

@@ -6,8 +6,11 @@ mod cosmos;
 mod magvit2;
 mod magvit2_open;
 mod maskgit;
+mod maskgit_counts;
 mod maskgit_flax;
 mod maskgit_magvit;
+mod maskgit_masks;
+mod maskgit_vqgan;
 mod metrics;
 mod quantizers_free;
 mod quantizers_vq;
@@ -20,7 +23,10 @@ const ALL: &[&[(&str, Driver)]] = &[
     magvit2::DRIVERS,
     magvit2_open::DRIVERS,
     maskgit::DRIVERS,
+    maskgit_counts::DRIVERS,
     maskgit_magvit::DRIVERS,
+    maskgit_masks::DRIVERS,
+    maskgit_vqgan::DRIVERS,
     metrics::DRIVERS,
     quantizers_free::DRIVERS,
     quantizers_vq::DRIVERS,
