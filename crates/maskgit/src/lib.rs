@@ -8,34 +8,41 @@
 //! masked ones, in training and in decoding. A vocabulary of 2^18 is two digits of 2^9 ([`TransformerConfig::factors`]).
 //!
 //! ```
-//! use maskgit::{BidirectionalTransformer, DecodeOptions, TransformerConfig, decode, mask};
+//! use maskgit::{MaskGit, MaskGitConfig};
 //! use tch::{Device, Kind, Tensor, nn};
+//! use video_core::{Condition, GridShape, SampleOptions, TokenGenerator, TokenGrid, sampling::Filter};
 //!
 //! # fn main() -> video_core::Result<()> {
-//! let config = TransformerConfig {
-//!     codebook_size: 64, num_special: 1, max_position_embeddings: 16, // 4 × 4 tokens, no classes
+//! let grid = GridShape { frames: 2, height: 4, width: 4 };
+//! let config = MaskGitConfig {
+//!     codebook_size: 64, grid, // 2 × 4 × 4 tokens
 //!     hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64,
-//!     ..TransformerConfig::default()
+//!     ..MaskGitConfig::default()
 //! };
 //! let variables = nn::VarStore::new(Device::Cpu);
-//! let model = BidirectionalTransformer::new(&variables.root(), &config)?;
-//! let nothing = Tensor::full([2, 16], mask::MASK, (Kind::Int64, Device::Cpu));
-//! let ids = decode(&model, &nothing, &DecodeOptions { steps: 8, ..Default::default() }, None)?.ids;
-//! assert!(ids.min().int64_value(&[]) >= 0);
+//! let model = MaskGit::new(&variables.root(), &config)?;
+//! let tokens = TokenGrid::new(Tensor::randint(64, [3, 2, 4, 4], (Kind::Int64, Device::Cpu)))?;
+//! model.loss(&tokens, &Condition::default(), 0)?.backward();
+//! let options = SampleOptions { batch: 1, seed: 0, filter: Filter::default(), guidance: 1.0 };
+//! assert_eq!(model.sample(&Condition::default(), grid, &options)?.shape(), grid);
 //! # Ok(())
 //! # }
 //! ```
 
 mod decode;
+mod generator;
 pub mod loss;
 pub mod magvit;
 pub mod mask;
 mod schedule;
+mod strategy;
 mod transformer;
 mod vocabulary;
 pub mod vqgan;
 
 pub use decode::{DecodeNoise, DecodeOptions, Decoded, decode};
+pub use generator::{FirstFrames, MaskGit, MaskGitConfig};
 pub use schedule::MaskSchedule;
+pub use strategy::MaskStrategy;
 pub use transformer::{BidirectionalTransformer, TrainingSequence, TransformerConfig, TransformerLayer};
 pub use vocabulary::{Columns, Draws, Logits, Vocabulary};

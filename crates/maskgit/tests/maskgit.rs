@@ -1,6 +1,16 @@
 //! Properties of the masked generators.
 
+#[path = "maskgit/generator.rs"]
+mod generator;
 #[path = "maskgit/model.rs"]
 mod model;
 #[path = "maskgit/schedules.rs"]
 mod schedules;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Tests share torch's generator: those that draw run one at a time, as some compare draws.
+fn alone() -> MutexGuard<'static, ()> {
+    static DRAWS: Mutex<()> = Mutex::new(());
+    DRAWS.lock().unwrap_or_else(PoisonError::into_inner)
+}

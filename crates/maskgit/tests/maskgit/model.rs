@@ -47,6 +47,7 @@ fn full_loss(model: &BidirectionalTransformer, sequence: &TrainingSequence<'_>, 
 
 #[test]
 fn the_head_at_masked_positions_alone_gives_the_loss_and_gradients_of_the_full_one() {
+    let _alone = crate::alone();
     for factors in [vec![], vec![8, 8], vec![4, 2, 8]] {
         let (variables, model) = build(&TransformerConfig { factors, ..tiny() });
         let ids = ids(3);
@@ -73,6 +74,7 @@ fn the_head_at_masked_positions_alone_gives_the_loss_and_gradients_of_the_full_o
 
 #[test]
 fn a_factorised_vocabulary_is_the_dense_one_whose_logits_are_the_sums() {
+    let _alone = crate::alone();
     let (_variables, model) = build(&TransformerConfig { factors: vec![8, 8], ..tiny() });
     let hidden = Tensor::randn([5, 24], (Kind::Float, Device::Cpu)) * 3.0;
     let logits = model.vocabulary().logits(&hidden, Columns::Codes).unwrap();
@@ -91,6 +93,7 @@ fn a_factorised_vocabulary_is_the_dense_one_whose_logits_are_the_sums() {
 
 #[test]
 fn decoding_keeps_what_is_known_and_fills_the_rest() {
+    let _alone = crate::alone();
     let (_variables, model) = build(&tiny());
     let known = ids(2);
     let missing = known.to_kind(Kind::Float).rand_like().lt(0.6);
@@ -106,6 +109,7 @@ fn decoding_keeps_what_is_known_and_fills_the_rest() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
+    let _alone = crate::alone();
     let bad = |change: fn(&mut TransformerConfig)| {
         let mut config = tiny();
         change(&mut config);

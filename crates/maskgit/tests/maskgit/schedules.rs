@@ -47,6 +47,7 @@ proptest! {
 
     #[test]
     fn exactly_the_share_is_masked(batch in 1i64..4, side in 1i64..6, ratio in 0.0f32..1.0) {
+        let _alone = crate::alone();
         let ids = Tensor::randint(50, [batch, 2, side, side], (Kind::Int64, Device::Cpu));
         let scores = ids.to_kind(Kind::Float).rand_like();
         let masked = mask_by_score(&ids, &scores, &[ratio], MaskRule::default()).unwrap();
