@@ -14,6 +14,7 @@ mod maskgit_vqgan;
 mod metrics;
 mod quantizers_free;
 mod quantizers_vq;
+mod text_encoder;
 
 /// Rebuilds what the case describes, runs it, and returns what the case lists.
 pub type Driver = fn(&Case) -> Result<Outputs, CaseError>;
@@ -30,6 +31,7 @@ const ALL: &[&[(&str, Driver)]] = &[
     metrics::DRIVERS,
     quantizers_free::DRIVERS,
     quantizers_vq::DRIVERS,
+    text_encoder::DRIVERS,
 ];
 
 /// The driver of an entry.
