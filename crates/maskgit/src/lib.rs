@@ -34,6 +34,7 @@ mod generator;
 pub mod loss;
 pub mod magvit;
 pub mod mask;
+pub mod muse;
 mod schedule;
 mod strategy;
 mod transformer;

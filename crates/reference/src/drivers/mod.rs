@@ -12,6 +12,7 @@ mod maskgit_magvit;
 mod maskgit_masks;
 mod maskgit_vqgan;
 mod metrics;
+mod muse;
 mod quantizers_free;
 mod quantizers_vq;
 mod text_encoder;
@@ -29,6 +30,7 @@ const ALL: &[&[(&str, Driver)]] = &[
     maskgit_masks::DRIVERS,
     maskgit_vqgan::DRIVERS,
     metrics::DRIVERS,
+    muse::DRIVERS,
     quantizers_free::DRIVERS,
     quantizers_vq::DRIVERS,
     text_encoder::DRIVERS,

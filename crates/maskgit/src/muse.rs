@@ -1,0 +1,14 @@
+//! Muse (Chang et al., arXiv 2301.00704): masked tokens given text, by cross-attention to frozen T5 embeddings; and a second
+//! such model that fills a finer grid given text and all tokens of the coarse one.
+//!
+//! [`MuseTransformer`] with [`muse_loss`] and [`generate`] is the reading of lucidrains' muse-maskgit-pytorch.
+
+mod blocks;
+mod generate;
+mod train;
+mod transformer;
+
+pub use blocks::{FeedForward, MuseAttention};
+pub use generate::{MuseDecoded, MuseNoise, MuseSampling, generate, masked_counts, sample_ids, top_fraction};
+pub use train::{MuseDraws, MuseLoss, MuseMask, critic_loss, muse_loss};
+pub use transformer::{Critic, MuseConfig, MuseContext, MuseTransformer};
