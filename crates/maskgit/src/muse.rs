@@ -7,8 +7,10 @@ mod blocks;
 mod generate;
 mod train;
 mod transformer;
+mod vqgan;
 
 pub use blocks::{FeedForward, MuseAttention};
 pub use generate::{MuseDecoded, MuseNoise, MuseSampling, generate, masked_counts, sample_ids, top_fraction};
 pub use train::{MuseDraws, MuseLoss, MuseMask, critic_loss, muse_loss};
 pub use transformer::{Critic, MuseConfig, MuseContext, MuseTransformer};
+pub use vqgan::{MuseVqgan, MuseVqganConfig};

@@ -4,6 +4,8 @@
 mod generator;
 #[path = "maskgit/model.rs"]
 mod model;
+#[path = "maskgit/muse.rs"]
+mod muse;
 #[path = "maskgit/schedules.rs"]
 mod schedules;
 

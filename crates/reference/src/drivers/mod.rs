@@ -13,6 +13,7 @@ mod maskgit_masks;
 mod maskgit_vqgan;
 mod metrics;
 mod muse;
+mod muse_vqgan;
 mod quantizers_free;
 mod quantizers_vq;
 mod text_encoder;
@@ -31,6 +32,7 @@ const ALL: &[&[(&str, Driver)]] = &[
     maskgit_vqgan::DRIVERS,
     metrics::DRIVERS,
     muse::DRIVERS,
+    muse_vqgan::DRIVERS,
     quantizers_free::DRIVERS,
     quantizers_vq::DRIVERS,
     text_encoder::DRIVERS,

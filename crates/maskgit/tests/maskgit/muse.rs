@@ -1,0 +1,128 @@
+use maskgit::muse::{
+    Critic, MuseConfig, MuseContext, MuseDraws, MuseLoss, MuseSampling, MuseTransformer, MuseVqgan,
+    MuseVqganConfig, generate, masked_counts, muse_loss,
+};
+use proptest::prelude::*;
+use tch::nn::OptimizerConfig;
+use tch::{Device, Kind, Tensor, nn};
+
+fn tiny() -> MuseConfig {
+    MuseConfig {
+        num_tokens: 12,
+        seq_len: 9,
+        dim: 24,
+        depth: 2,
+        heads: 2,
+        dim_head: 12,
+        text_dim: 6,
+        self_cond: true,
+        ..MuseConfig::default()
+    }
+}
+
+fn texts(count: i64) -> Tensor {
+    Tensor::randn([count, 3, 6], (Kind::Float, Device::Cpu))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn counts_start_with_all_and_end_with_one(tokens in 1i64..5000, steps in 2i64..40) {
+        let counts = masked_counts(tokens, steps).unwrap();
+        prop_assert_eq!(counts[0], tokens);
+        prop_assert_eq!(*counts.last().unwrap(), 1);
+        prop_assert!(counts.windows(2).all(|pair| pair[1] <= pair[0]));
+    }
+}
+
+#[test]
+fn a_generator_and_its_critic_learn_what_a_text_says() {
+    let _alone = crate::alone();
+    tch::manual_seed(3);
+    let variables = nn::VarStore::new(Device::Cpu);
+    let model = MuseTransformer::new(&(variables.root() / "transformer"), &tiny()).unwrap();
+    let critic = MuseTransformer::critic(
+        &(variables.root() / "critic"),
+        &MuseConfig { depth: 1, self_cond: false, ..tiny() },
+    )
+    .unwrap();
+    let critic = Critic::Separate(Box::new(critic));
+    // One word for each clip.
+    let text = Tensor::eye(6, (Kind::Float, Device::Cpu)).narrow(0, 0, 4).unsqueeze(1);
+    let ids = Tensor::arange(4, (Kind::Int64, Device::Cpu)).unsqueeze(-1) * 3;
+    let ids = ids.expand([4, 9], false).contiguous();
+    let context = MuseContext::of_text(&text);
+    let options = MuseLoss { cond_drop_prob: 0.1, no_mask_token_prob: 0.1, ..MuseLoss::default() };
+    let mut optimizer = nn::Adam::default().build(&variables, 3e-3).unwrap();
+    for _ in 0..240 {
+        let draws = MuseDraws::draw(&ids, 12, true);
+        let loss = muse_loss(&model, Some(&critic), &ids, &context, &options, &draws).unwrap();
+        optimizer.backward_step(&loss);
+    }
+    for critic in [None, Some(&critic)] {
+        let options = MuseSampling { timesteps: 5, ..MuseSampling::default() };
+        let sampled = generate(&model, critic, &context, 9, &options, None).unwrap().ids;
+        let right = sampled.eq_tensor(&ids).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
+        assert!(right > 0.9, "{right}");
+    }
+}
+
+#[test]
+fn padding_and_dropped_text_are_not_seen_but_coarse_tokens_are() {
+    let _alone = crate::alone();
+    let variables = nn::VarStore::new(Device::Cpu);
+    let model = MuseTransformer::new(&variables.root(), &tiny()).unwrap();
+    let ids = Tensor::randint(13, [2, 9], (Kind::Int64, Device::Cpu));
+    let text = texts(2);
+    let padded = text.constant_pad_nd([0, 0, 0, 4]);
+    let embed = |context: &MuseContext<'_>| model.embed(&ids, context).unwrap();
+    let distance = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+    let plain = embed(&MuseContext::of_text(&text));
+    assert!(distance(&plain, &embed(&MuseContext::of_text(&padded))) < 1e-5);
+
+    let none = Tensor::zeros([2], (Kind::Bool, Device::Cpu));
+    let other = texts(2);
+    let dropped = |text| MuseContext { keep_text: Some(&none), ..MuseContext::of_text(text) };
+    assert!(distance(&embed(&dropped(&text)), &embed(&dropped(&other))) < 1e-6);
+    let coarse = Tensor::randint(12, [2, 2, 2], (Kind::Int64, Device::Cpu));
+    let with_coarse = MuseContext { low_resolution: Some(&coarse), ..dropped(&text) };
+    assert!(distance(&embed(&dropped(&text)), &embed(&with_coarse)) > 1e-3);
+    let zeros = Tensor::zeros([2, 9, 24], (Kind::Float, Device::Cpu));
+    let with_zeros = MuseContext { self_cond: Some(&zeros), ..MuseContext::of_text(&text) };
+    assert!(distance(&plain, &embed(&with_zeros)) < 1e-6);
+}
+
+#[test]
+fn images_become_ids_and_images_again() {
+    let variables = nn::VarStore::new(Device::Cpu);
+    let config =
+        MuseVqganConfig { dim: 8, layers: 2, codebook_size: 64, resnet_groups: 4, num_resnet_blocks: 2 };
+    let model = MuseVqgan::new(&variables.root(), &config).unwrap();
+    let images = Tensor::rand([2, 3, 8, 12], (Kind::Float, Device::Cpu));
+    let tokens = model.encode(&images).unwrap();
+    assert_eq!(tokens.ids().size(), [2, 1, 2, 3]);
+    tokens.check_vocabulary(64).unwrap();
+    assert_eq!(model.decode(&tokens).unwrap().size(), images.size());
+    assert!(model.encode(&images.narrow(3, 0, 10)).is_err());
+    assert!(MuseVqganConfig { codebook_size: 100, ..config }.validate().is_err());
+}
+
+#[test]
+fn conditions_that_do_not_fit_are_refused() {
+    let _alone = crate::alone();
+    let variables = nn::VarStore::new(Device::Cpu);
+    let model = MuseTransformer::new(&variables.root(), &tiny()).unwrap();
+    let ids = Tensor::zeros([2, 9], (Kind::Int64, Device::Cpu));
+    let wide = Tensor::zeros([2, 3, 7], (Kind::Float, Device::Cpu));
+    let error = model.embed(&ids, &MuseContext::of_text(&wide)).unwrap_err().to_string();
+    assert!(error.contains("[2, 3, 7]") && error.contains("[2, L, 6]"), "{error}");
+    let text = texts(2);
+    let context = MuseContext::of_text(&text);
+    assert!(model.embed(&(&ids + 13), &context).is_err());
+    assert!(model.embed(&Tensor::zeros([2, 10], (Kind::Int64, Device::Cpu)), &context).is_err());
+    assert!(generate(&model, None, &context, 10, &MuseSampling::default(), None).is_err());
+    let options = MuseSampling { topk_filter_thres: 1.0, ..MuseSampling::default() };
+    assert!(generate(&model, None, &context, 9, &options, None).is_err());
+    assert!(MuseConfig { dim: 0, ..tiny() }.validate().is_err());
+}
