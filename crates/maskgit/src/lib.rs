@@ -35,6 +35,7 @@ pub mod loss;
 pub mod magvit;
 pub mod mask;
 pub mod muse;
+pub mod open_muse;
 mod schedule;
 mod strategy;
 mod transformer;

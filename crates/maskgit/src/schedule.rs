@@ -30,6 +30,16 @@ pub enum MaskSchedule {
     Exp,
     /// A polynomial in r, the highest power first.
     Poly(Vec<f32>),
+    /// (σ(b) − σ((r (e − s) + s)/τ)) / (σ(b) − σ(a)) with a = s/τ, b = e/τ: open-muse. In configs `"sigmoid"` for s = −3, e = 3,
+    /// τ = 1, or `"sigmoid:-3,3,1"`.
+    Sigmoid {
+        /// s.
+        start: f32,
+        /// e.
+        end: f32,
+        /// τ.
+        tau: f32,
+    },
 }
 
 impl MaskSchedule {
@@ -44,18 +54,28 @@ impl MaskSchedule {
         if tokens < 1 {
             return Err(Error::input("tokens", tokens.to_string(), "at least one token to mask"));
         }
+        let ratio = self.unclamped(progress, tokens);
+        // One token alone makes log's 0/0; it is masked until the end.
+        Ok(if ratio.is_nan() { 1.0 } else { ratio.clamp(LEAST, 1.0) })
+    }
+
+    /// γ(r) as its formula gives it, which may leave [0, 1] a little, or for `log` at 0 altogether.
+    pub fn unclamped(&self, progress: f32, tokens: i64) -> f32 {
         let r = progress;
         let n = tokens as f32;
-        let ratio = match self {
+        match self {
             Self::Uniform => 1.0 - r,
             Self::Pow(exponent) => 1.0 - r.powf(*exponent),
             Self::Cosine => (std::f32::consts::FRAC_PI_2 * r).cos(),
             Self::Log => -r.log2() / n.log2(),
             Self::Exp => 1.0 - (-n.log2() * (1.0 - r)).exp2(),
             Self::Poly(coefficients) => coefficients.iter().fold(0.0, |value, c| value * r + c),
-        };
-        // One token alone makes log's 0/0; it is masked until the end.
-        Ok(if ratio.is_nan() { 1.0 } else { ratio.clamp(LEAST, 1.0) })
+            Self::Sigmoid { start, end, tau } => {
+                let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+                let (first, last) = (sigmoid(start / tau), sigmoid(end / tau));
+                (last - sigmoid((r * (end - start) + start) / tau)) / (last - first)
+            }
+        }
     }
 
     /// How many of `tokens` are still masked after each of `steps` steps, as both decoders count: at least one, and at
@@ -91,7 +111,8 @@ impl FromStr for MaskSchedule {
             Error::config(
                 "mask_schedule",
                 word,
-                "uniform, cosine, log, exp, pow and a positive exponent (pow2.5), or poly: and coefficients (poly:-1,0,1)",
+                "uniform, cosine, log, exp, sigmoid, pow and a positive exponent (pow2.5), poly: and coefficients (poly:-1,0,1), \
+                 or sigmoid: and start, end and tau (sigmoid:-3,3,1)",
             )
         };
         let number = |text: &str| match text.trim().parse::<f32>() {
@@ -99,10 +120,19 @@ impl FromStr for MaskSchedule {
             _ => Err(refuse()),
         };
         Ok(match word {
-            "uniform" => Self::Uniform,
+            "uniform" | "linear" => Self::Uniform,
+            "sigmoid" => Self::Sigmoid { start: -3.0, end: 3.0, tau: 1.0 },
             "cosine" => Self::Cosine,
             "log" => Self::Log,
             "exp" => Self::Exp,
+            _ if word.starts_with("sigmoid:") => {
+                let numbers =
+                    word["sigmoid:".len()..].split(',').map(number).collect::<Result<Vec<f32>>>()?;
+                match numbers[..] {
+                    [start, end, tau] if start < end && tau > 0.0 => Self::Sigmoid { start, end, tau },
+                    _ => return Err(refuse()),
+                }
+            }
             _ => match (word.strip_prefix("pow"), word.strip_prefix("poly:")) {
                 (Some(exponent), _) => {
                     Self::Pow(Some(number(exponent)?).filter(|&p| p > 0.0).ok_or_else(refuse)?)
@@ -122,6 +152,7 @@ impl fmt::Display for MaskSchedule {
             Self::Cosine => f.write_str("cosine"),
             Self::Log => f.write_str("log"),
             Self::Exp => f.write_str("exp"),
+            Self::Sigmoid { start, end, tau } => write!(f, "sigmoid:{start},{end},{tau}"),
             Self::Poly(coefficients) => {
                 let list: Vec<String> = coefficients.iter().map(f32::to_string).collect();
                 write!(f, "poly:{}", list.join(","))

@@ -13,6 +13,7 @@ mod maskgit_masks;
 mod maskgit_vqgan;
 mod metrics;
 mod muse;
+mod muse_open;
 mod muse_vqgan;
 mod quantizers_free;
 mod quantizers_vq;
@@ -32,6 +33,7 @@ const ALL: &[&[(&str, Driver)]] = &[
     maskgit_vqgan::DRIVERS,
     metrics::DRIVERS,
     muse::DRIVERS,
+    muse_open::DRIVERS,
     muse_vqgan::DRIVERS,
     quantizers_free::DRIVERS,
     quantizers_vq::DRIVERS,
