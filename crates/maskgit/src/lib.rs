@@ -1,5 +1,5 @@
 //! Masked token generators with parallel decoding: MaskGIT (Chang et al., arXiv 2202.04200), MAGVIT (Yu et al., arXiv
-//! 2212.05199) and [`muse`] (Chang et al., arXiv 2301.00704).
+//! 2212.05199) and [`muse`] (Chang et al., arXiv 2301.00704), the last also in the form of [`open_muse`].
 //!
 //! A tokenizer makes a small grid of ids of an image or a clip; a bidirectional transformer learns to fill in those that
 //! are masked; decoding starts with everything masked and fills the whole grid in 8 to 16 steps, the surest tokens first.

@@ -5,10 +5,12 @@ mod blocks;
 mod sampling;
 mod transformer;
 mod uvit;
+mod uvit_blocks;
 
 pub use blocks::OpenMuseNorm;
 pub use sampling::{
-    GuidanceSchedule, OpenMuseDecoded, OpenMuseNoise, Temperatures, mask_by_random_topk, parallel_decode,
+    GuidanceSchedule, OpenMuseDecoded, OpenMuseNoise, OpenMuseSampling, Temperatures, mask_by_random_topk,
+    parallel_decode,
 };
-pub use transformer::{OpenMuseConfig, OpenMuseTransformer};
+pub use transformer::{OpenMuseConfig, OpenMusePrompt, OpenMuseTransformer};
 pub use uvit::{OpenMuseUVit, UVitConditions, UVitConfig};

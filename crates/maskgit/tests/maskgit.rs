@@ -6,6 +6,8 @@ mod generator;
 mod model;
 #[path = "maskgit/muse.rs"]
 mod muse;
+#[path = "maskgit/open_muse.rs"]
+mod open_muse;
 #[path = "maskgit/schedules.rs"]
 mod schedules;
 

@@ -82,6 +82,19 @@ pub struct OpenMuseNoise {
     pub choice: Tensor,
 }
 
+/// How a grid is decoded from a prompt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OpenMuseSampling {
+    /// T.
+    pub timesteps: i64,
+    /// Scale of the noise on the confidence.
+    pub temperatures: Temperatures,
+    /// s of null + s (cond − null); 0: no guidance, and no pass without the prompt.
+    pub guidance_scale: f64,
+    /// s by step.
+    pub guidance_schedule: GuidanceSchedule,
+}
+
 /// A decoding and how it came about.
 #[derive(Debug)]
 pub struct OpenMuseDecoded {
@@ -102,6 +115,14 @@ pub fn mask_by_random_topk(
 ) -> Tensor {
     let p = probabilities.masked_fill(known, f64::from(f32::MAX));
     below_cut(&(p.clamp_min(1e-20).log() + noise * temperature), counts)
+}
+
+impl OpenMuseSampling {
+    /// null + s (cond − null) with the s of a step.
+    pub(super) fn guide(&self, step: i64, conditional: Tensor, null: &Tensor) -> Tensor {
+        let scale = self.guidance_schedule.scales(self.guidance_scale, self.timesteps)[step as usize];
+        null + (conditional - null) * scale
+    }
 }
 
 /// Fills the positions of ids `[B, N]` that hold `mask_id`, in steps.

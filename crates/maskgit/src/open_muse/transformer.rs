@@ -11,6 +11,7 @@ use super::blocks::{
     Attention, Norm, NormStyle, OpenMuseNorm, check_heads, check_ids, check_sizes, check_states, linear,
     normal,
 };
+use super::sampling::{OpenMuseDecoded, OpenMuseNoise, OpenMuseSampling, parallel_decode};
 
 /// Configuration of [`OpenMuseTransformer`], by the keys of the published `config.json`; the defaults are the reference's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -184,6 +185,19 @@ struct Layer {
     ffn: FeedForward,
 }
 
+/// What [`OpenMuseTransformer::generate`] starts from.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenMusePrompt<'a> {
+    /// int64 `[B, N]`: the mask's id where something is to be made.
+    pub ids: &'a Tensor,
+    /// Classes, int64 `[B]`.
+    pub class: Option<&'a Tensor>,
+    /// Text states `[B, L, E]`.
+    pub states: Option<&'a Tensor>,
+    /// What stands for the text without it, for guidance; zeros where not given.
+    pub unconditional: Option<&'a Tensor>,
+}
+
 /// Tokens to logits. Variables have the reference's names.
 #[derive(Debug)]
 pub struct OpenMuseTransformer {
@@ -316,5 +330,46 @@ impl OpenMuseTransformer {
         let hidden = self.hidden(ids, states)?.flatten(0, 1).index_select(0, &rows);
         let logits = self.logits(&hidden);
         Ok(logits.cross_entropy_loss(&targets, None::<&Tensor>, Reduction::Mean, -100, label_smoothing))
+    }
+
+    /// Decodes grids. Guidance is for text only, as in the reference.
+    ///
+    /// # Errors
+    /// As [`OpenMuseTransformer::hidden`].
+    pub fn generate(
+        &self,
+        prompt: &OpenMusePrompt<'_>,
+        options: &OpenMuseSampling,
+        noise: Option<&OpenMuseNoise>,
+    ) -> Result<OpenMuseDecoded> {
+        let (codes, mask_id) = (self.config.codebook_size, self.mask_id());
+        let class = prompt.class.map(|class| class.unsqueeze(-1) + codes);
+        let unconditional = match (prompt.states, prompt.unconditional) {
+            (Some(_), Some(given)) => Some(given.shallow_clone()),
+            (Some(states), None) => Some(states.zeros_like()),
+            (None, _) => None,
+        };
+        let OpenMuseSampling { temperatures, timesteps, guidance_scale, .. } = *options;
+        parallel_decode(prompt.ids, mask_id, temperatures, timesteps, noise, |step, ids, rows| {
+            let (input, rows) = match &class {
+                // One position in front of each sample's.
+                Some(class) => {
+                    let sample = rows.divide_scalar_mode(ids.size()[1], "floor");
+                    (Tensor::cat(&[class, ids], 1), rows + sample + 1)
+                }
+                None => (ids.shallow_clone(), rows.shallow_clone()),
+            };
+            let logits = |states: Option<&Tensor>| -> Result<Tensor> {
+                let hidden = self.hidden(&input, states)?.flatten(0, 1).index_select(0, &rows);
+                Ok(self.logits(&hidden).narrow(-1, 0, codes))
+            };
+            let conditional = logits(prompt.states)?;
+            match &unconditional {
+                Some(null) if guidance_scale > 0.0 => {
+                    Ok(options.guide(step, conditional, &logits(Some(null))?))
+                }
+                _ => Ok(conditional),
+            }
+        })
     }
 }

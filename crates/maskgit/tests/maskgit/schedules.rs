@@ -9,6 +9,7 @@ fn schedules() -> impl Strategy<Value = MaskSchedule> {
         Just(MaskSchedule::Cosine),
         Just(MaskSchedule::Log),
         Just(MaskSchedule::Exp),
+        Just(MaskSchedule::Sigmoid { start: -3.0, end: 3.0, tau: 0.7 }),
         Just(MaskSchedule::Poly(vec![-1.0, 0.0, 1.0])),
         (0.2f32..5.0).prop_map(MaskSchedule::Pow),
     ]
@@ -64,7 +65,9 @@ proptest! {
 
 #[test]
 fn bad_words_and_numbers_are_refused() {
-    for word in ["cosin", "pow", "pow-1", "pow0", "poly:", "poly:1,x", "pownan"] {
+    for word in
+        ["cosin", "pow", "pow-1", "pow0", "poly:", "poly:1,x", "pownan", "sigmoid:1", "sigmoid:3,-3,1"]
+    {
         assert!(word.parse::<MaskSchedule>().is_err(), "{word}");
     }
     assert!(MaskSchedule::Cosine.ratio(1.5, 4).is_err());

@@ -2,8 +2,8 @@
 
 use ::maskgit::MaskSchedule;
 use ::maskgit::open_muse::{
-    GuidanceSchedule, OpenMuseConfig, OpenMuseDecoded, OpenMuseNoise, OpenMuseTransformer, OpenMuseUVit,
-    Temperatures, UVitConditions, UVitConfig, mask_by_random_topk, parallel_decode,
+    GuidanceSchedule, OpenMuseConfig, OpenMuseDecoded, OpenMuseNoise, OpenMusePrompt, OpenMuseSampling,
+    OpenMuseTransformer, OpenMuseUVit, Temperatures, UVitConditions, UVitConfig, mask_by_random_topk,
 };
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor, nn};
@@ -160,47 +160,29 @@ fn generate(case: &Case) -> Result<Outputs, CaseError> {
     let (model, _store) = load(case, |path| OpenMuseTransformer::new(path, &config))?;
     let (tokens, codes) = (config.num_vq_tokens, config.codebook_size);
     let states = case.optional_input("encoder_hidden_states");
-    let class = case.optional_input("class_ids").map(|class| class.unsqueeze(-1) + codes);
+    let class = case.optional_input("class_ids");
     let batch = match (&states, &class) {
         (Some(states), _) => states.size()[0],
         (None, Some(class)) => class.size()[0],
         (None, None) => case.input("batch_like")?.size()[0],
     };
-    let unconditional = states
-        .as_ref()
-        .map(|states| case.optional_input("negative_embeds").unwrap_or_else(|| states.zeros_like()));
+    let unconditional = case.optional_input("negative_embeds");
     let noise = noise(case, given.timesteps, batch, tokens, codes);
     let ids = all_masked(case, batch, tokens, model.mask_id());
-    let temperatures = Temperatures::Compounding(given.temperature);
-    let decoded = parallel_decode(
-        &ids,
-        model.mask_id(),
-        temperatures,
-        given.timesteps,
-        Some(&noise),
-        |_, ids, rows| {
-            let (input, rows) = match &class {
-                // One position in front of each sample's.
-                Some(class) => {
-                    let sample = rows.divide_scalar_mode(tokens, "floor");
-                    (Tensor::cat(&[class, ids], 1), rows + sample + 1)
-                }
-                None => (ids.shallow_clone(), rows.shallow_clone()),
-            };
-            let logits = |states: Option<&Tensor>| -> video_core::Result<Tensor> {
-                let hidden = model.hidden(&input, states)?.flatten(0, 1).index_select(0, &rows);
-                Ok(model.logits(&hidden).narrow(-1, 0, codes))
-            };
-            let conditional = logits(states.as_ref())?;
-            match &unconditional {
-                Some(states) if given.guidance_scale > 0.0 => {
-                    let null = logits(Some(states))?;
-                    Ok(&null + (conditional - &null) * given.guidance_scale)
-                }
-                _ => Ok(conditional),
-            }
-        },
-    )?;
+    let prompt = OpenMusePrompt {
+        ids: &ids,
+        class: class.as_ref(),
+        states: states.as_ref(),
+        unconditional: unconditional.as_ref(),
+    };
+    let options = OpenMuseSampling {
+        timesteps: given.timesteps,
+        temperatures: Temperatures::Compounding(given.temperature),
+        guidance_scale: given.guidance_scale,
+        guidance_schedule: GuidanceSchedule::Constant,
+    };
+    let decoded = model.generate(&prompt, &options, Some(&noise))?;
+    let class = class.map(|class| class.unsqueeze(-1) + codes);
     Ok(decoded_outputs(&decoded, class.as_ref()))
 }
 
@@ -262,23 +244,14 @@ fn uvit_generate(case: &Case) -> Result<Outputs, CaseError> {
         UVitTemperature::Pair(first, last) => Temperatures::Linear(first, last),
         UVitTemperature::First(first) => Temperatures::to_almost_zero(first),
     };
-    let scales = given.guidance_schedule.unwrap_or_default().scales(given.guidance_scale, given.timesteps);
+    let options = OpenMuseSampling {
+        timesteps: given.timesteps,
+        temperatures,
+        guidance_scale: given.guidance_scale,
+        guidance_schedule: given.guidance_schedule.unwrap_or_default(),
+    };
     let noise = noise(case, given.timesteps, batch, given.seq_len, config.codebook_size);
     let ids = all_masked(case, batch, given.seq_len, model.mask_id());
-    let decoded = parallel_decode(
-        &ids,
-        model.mask_id(),
-        temperatures,
-        given.timesteps,
-        Some(&noise),
-        |step, ids, rows| {
-            let logits = |conditions: &UVitConditions| -> video_core::Result<Tensor> {
-                let hidden = model.hidden(ids, conditions)?.flatten(0, 1).index_select(0, rows);
-                Ok(model.logits(&hidden))
-            };
-            let null = logits(&unconditional)?;
-            Ok(&null + (logits(&conditions)? - &null) * scales[step as usize])
-        },
-    )?;
+    let decoded = model.generate(&ids, &conditions, &unconditional, &options, Some(&noise))?;
     Ok(decoded_outputs(&decoded, None))
 }
