@@ -67,8 +67,8 @@ impl MaskSchedule {
             Self::Uniform => 1.0 - r,
             Self::Pow(exponent) => 1.0 - r.powf(*exponent),
             Self::Cosine => (std::f32::consts::FRAC_PI_2 * r).cos(),
-            Self::Log => -r.log2() / n.log2(),
-            Self::Exp => 1.0 - (-n.log2() * (1.0 - r)).exp2(),
+            Self::Log => -log2(r) / log2(n),
+            Self::Exp => 1.0 - (std::f32::consts::LN_2 * (-log2(n) * (1.0 - r))).exp(),
             Self::Poly(coefficients) => coefficients.iter().fold(0.0, |value, c| value * r + c),
             Self::Sigmoid { start, end, tau } => {
                 let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
@@ -101,6 +101,11 @@ impl MaskSchedule {
         let wanted = (tokens as f32 * self.ratio(progress, tokens)?).floor() as i64;
         Ok(wanted.min(unknown - 1).max(1))
     }
+}
+
+/// As JAX computes it, a ratio of natural logarithms: where N is a square, the last bit decides a count.
+fn log2(x: f32) -> f32 {
+    x.ln() / std::f32::consts::LN_2
 }
 
 impl FromStr for MaskSchedule {

@@ -1,5 +1,6 @@
 //! Muse's sampling, in the reading of muse-maskgit-pytorch: masks come before a step, not behind it.
 
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, no_grad};
 use video_core::sampling::gumbel_like;
 use video_core::{Error, Result};
@@ -11,7 +12,8 @@ use crate::decode::scattered;
 const SETTLED: f64 = -1e5;
 
 /// How [`generate`] goes about it; the defaults are the reference's.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct MuseSampling {
     /// T. Published: 24 for the base, 8 for super-resolution; the reference's default is 18.
     pub timesteps: i64,

@@ -1,5 +1,6 @@
 //! Muse's training step.
 
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor, no_grad};
 use video_core::{Error, Result};
 
@@ -48,7 +49,8 @@ impl MuseMask {
 }
 
 /// How [`muse_loss`] goes about it; the defaults are the reference's.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct MuseLoss {
     /// Share of samples that are trained without text. The paper: 0.1.
     pub cond_drop_prob: f64,

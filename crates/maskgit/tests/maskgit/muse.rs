@@ -1,10 +1,12 @@
 use maskgit::muse::{
-    Critic, MuseConfig, MuseContext, MuseDraws, MuseLoss, MuseSampling, MuseTransformer, MuseVqgan,
-    MuseVqganConfig, generate, masked_counts, muse_loss,
+    Critic, CriticConfig, Muse, MuseConfig, MuseContext, MuseDraws, MuseGeneratorConfig, MuseLoss,
+    MuseSampling, MuseTransformer, MuseVqgan, MuseVqganConfig, generate, masked_counts, muse_loss,
 };
 use proptest::prelude::*;
 use tch::nn::OptimizerConfig;
 use tch::{Device, Kind, Tensor, nn};
+use video_core::sampling::Filter;
+use video_core::{Condition, GridShape, SampleOptions, TokenGenerator, TokenGrid};
 
 fn tiny() -> MuseConfig {
     MuseConfig {
@@ -125,4 +127,47 @@ fn conditions_that_do_not_fit_are_refused() {
     let options = MuseSampling { topk_filter_thres: 1.0, ..MuseSampling::default() };
     assert!(generate(&model, None, &context, 9, &options, None).is_err());
     assert!(MuseConfig { dim: 0, ..tiny() }.validate().is_err());
+}
+
+#[test]
+fn base_and_super_resolution_are_generators() {
+    let _alone = crate::alone();
+    let (coarse, fine) =
+        (GridShape { frames: 2, height: 2, width: 2 }, GridShape { frames: 2, height: 4, width: 4 });
+    let config = |grid: GridShape| MuseGeneratorConfig {
+        transformer: MuseConfig { seq_len: grid.tokens(), ..tiny() },
+        grid,
+        low_resolution: None,
+        critic: Some(CriticConfig::OfGenerator),
+        loss: MuseLoss::default(),
+        sampling: MuseSampling { timesteps: 3, ..MuseSampling::default() },
+    };
+    let variables = nn::VarStore::new(Device::Cpu);
+    let base = Muse::new(&(variables.root() / "base"), &config(coarse)).unwrap();
+    let above = MuseGeneratorConfig {
+        low_resolution: Some(coarse),
+        critic: Some(CriticConfig::Separate { depth: 1 }),
+        ..config(fine)
+    };
+    let above = Muse::new(&(variables.root() / "above"), &above).unwrap();
+
+    let mask = Tensor::ones([2, 3], (Kind::Bool, Device::Cpu));
+    let condition = Condition { text: Some((texts(2), mask)), ..Condition::default() };
+    let options = SampleOptions { batch: 2, seed: 5, filter: Filter::default(), guidance: 3.0 };
+    let low = base.sample(&condition, coarse, &options).unwrap();
+    assert_eq!(low.ids(), base.sample(&condition, coarse, &options).unwrap().ids());
+    let high = above.sample_above(Some(&low), &condition, &options).unwrap().ids;
+    let high = TokenGrid::new(high.view([2, 2, 4, 4])).unwrap();
+    assert!(base.loss(&low, &Condition::default(), 1).unwrap().double_value(&[]).is_finite());
+    above.loss_above(&high, Some(&low), &condition, 1).unwrap().backward();
+
+    let error = above.sample(&condition, fine, &options).unwrap_err().to_string();
+    assert!(error.contains("not given") && error.contains("sample_above"), "{error}");
+    assert!(base.loss_above(&low, Some(&low), &condition, 1).is_err());
+    assert!(base.loss(&high, &condition, 1).is_err());
+    let top_k = SampleOptions { filter: Filter { top_k: Some(2), ..Filter::default() }, ..options };
+    assert!(base.sample(&condition, coarse, &top_k).is_err());
+    let first = Condition { first_frames: Some(low.clone()), ..Condition::default() };
+    assert!(base.loss(&low, &first, 1).unwrap_err().to_string().contains("FirstFrames"));
+    assert!(MuseGeneratorConfig { grid: fine, ..config(coarse) }.validate().is_err());
 }
