@@ -61,7 +61,7 @@ fn every_strategy_and_vocabulary_learns_a_simple_world() {
         let classes = Tensor::arange(3, (Kind::Int64, Device::Cpu)).repeat([4]);
         let tokens = plain_clips(&classes);
         let condition = || Condition { class: Some(classes.shallow_clone()), ..Default::default() };
-        for step in 0..160 {
+        for step in 0..120 {
             optimizer.backward_step(&model.loss(&tokens, &condition(), step).unwrap());
         }
         let sampled =

@@ -57,7 +57,7 @@ fn a_generator_and_its_critic_learn_what_a_text_says() {
     let context = MuseContext::of_text(&text);
     let options = MuseLoss { cond_drop_prob: 0.1, no_mask_token_prob: 0.1, ..MuseLoss::default() };
     let mut optimizer = nn::Adam::default().build(&variables, 3e-3).unwrap();
-    for _ in 0..240 {
+    for _ in 0..150 {
         let draws = MuseDraws::draw(&ids, 12, true);
         let loss = muse_loss(&model, Some(&critic), &ids, &context, &options, &draws).unwrap();
         optimizer.backward_step(&loss);
