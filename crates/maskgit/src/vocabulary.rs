@@ -1,8 +1,8 @@
 //! Tokens in and out of the transformer: word embeddings, and the head that shares their table.
 
 use layers::init::truncated_normal;
+use tch::Tensor;
 use tch::nn::{self, Module};
-use tch::{Kind, Tensor};
 use video_core::sampling::{Filter, gumbel_like};
 use video_core::{Error, Result};
 
@@ -230,7 +230,12 @@ impl Logits {
             if filter.temperature == 0.0 {
                 return logits.argmax(-1, false);
             }
-            let kept = at_one.apply(logits) / filter.temperature;
+            // Most draws are plain; each copy saved is as large as the logits.
+            let kept = match (filter.top_k, filter.top_p) {
+                (None, None) => logits.shallow_clone(),
+                _ => at_one.apply(logits),
+            };
+            let kept = if filter.temperature == 1.0 { kept } else { kept / filter.temperature };
             match noise {
                 Some(noise) => (kept + &noise[j]).argmax(-1, false),
                 None => (&kept + gumbel_like(&kept)).argmax(-1, false),
@@ -247,8 +252,8 @@ impl Logits {
             .iter()
             .zip(&self.factors)
             .map(|(digits, logits)| {
-                let log_p = logits.log_softmax(-1, Kind::Float);
-                log_p.gather(-1, &digits.unsqueeze(-1), false).squeeze_dim(-1)
+                let chosen = logits.gather(-1, &digits.unsqueeze(-1), false).squeeze_dim(-1);
+                chosen - logits.logsumexp([-1i64].as_slice(), false)
             })
             .reduce(|sum, term| sum + term)
             .expect("at least one factor")
