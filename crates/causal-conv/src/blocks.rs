@@ -130,16 +130,33 @@ impl AdaptiveGroupNorm {
             let expected = format!("batch, time, height and width of the input {:?}", x.size());
             return Err(Error::shape("AdaptiveGroupNorm condition", &condition.size(), expected));
         }
-        Ok(self.run(x, condition, [1; 3], true))
+        Ok(self.run(x, condition))
     }
 
-    /// Of a condition that is `factors` times coarser than the input in time, height and width: the linear layers run
-    /// before it is spread over the input, as they see one position at a time.
-    pub(crate) fn run(&self, x: &Tensor, condition: &Tensor, factors: [i64; 3], starts_clip: bool) -> Tensor {
+    /// Of a condition with the input's frames, but fewer rows and columns: each position of it stands for a block of the
+    /// input. The linear layers see one position at a time, so they run before that.
+    pub(crate) fn run(&self, x: &Tensor, condition: &Tensor) -> Tensor {
+        let (b, c, t, h, w) = x.size5().expect("a video has five axes");
+        let (rows, columns) = (condition.size()[3], condition.size()[4]);
         let condition = condition.permute([0, 2, 3, 4, 1]);
-        let spread = |x: Tensor| trim(&repeat(&x.permute([0, 4, 1, 2, 3]), factors), factors[0], starts_clip);
-        let scale = spread(self.gamma.forward(&condition) + 1.0);
-        spread(self.beta.forward(&condition)).addcmul(&self.norm.forward(x), &scale)
+        let spread = |linear: &Linear| linear.forward(&condition).reshape([b, t, rows, 1, columns, 1, c]);
+        let normed = self.norm.forward(x).permute([0, 2, 3, 4, 1]).reshape([
+            b,
+            t,
+            rows,
+            h / rows,
+            columns,
+            w / columns,
+            c,
+        ]);
+        let (scale, shift) = (spread(&self.gamma) + 1.0, spread(&self.beta));
+        let y = if scale.requires_grad() || normed.requires_grad() {
+            normed * scale + shift
+        } else {
+            let mut normed = normed;
+            normed.g_mul_(&scale).g_add_(&shift)
+        };
+        y.reshape([b, t, h, w, c]).permute([0, 4, 1, 2, 3])
     }
 }
 
@@ -211,8 +228,9 @@ impl Upsample {
         torch_ext::channels_last_3d(&trim(&shuffled, self.factors[0], starts_clip))
     }
 
-    pub(crate) fn factors(&self) -> [i64; 3] {
-        self.factors
+    /// Something at coarser positions, with as many frames in as the output of the layer.
+    pub(crate) fn repeat_frames(&self, x: &Tensor, starts_clip: bool) -> Tensor {
+        trim(&repeat(x, [self.factors[0], 1, 1]), self.factors[0], starts_clip)
     }
 }
 

@@ -222,8 +222,8 @@ impl CausalConv3d {
 
 /// Whether what comes of a variable carries gradients: it takes them, and they are not switched off.
 fn records_gradients(variable: &Tensor) -> bool {
-    // A view asks for gradients where these are recorded, and only there.
-    variable.narrow(0, 0, 1).requires_grad()
+    // What is computed from it asks for gradients where these are recorded, and only there (a mere view asks always).
+    variable.as_strided([1], [1], None).neg().requires_grad()
 }
 
 /// `Tensor::conv3d`, but without gradients always by oneDNN's kernels where libtorch has them: on CPU it takes its own, up

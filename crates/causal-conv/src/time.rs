@@ -178,7 +178,7 @@ impl TimeContext {
 pub(crate) struct Stream {
     contexts: Vec<TimeContext>,
     next: usize,
-    chunks: u64,
+    inside_clip: bool,
 }
 
 /// Where a network's causal layers find the frames before their input: nowhere, as the input is a whole clip, or in the
@@ -189,16 +189,24 @@ pub(crate) enum Past {
     Stream(Stream),
 }
 
+/// The most that one layer's output for a piece should take, in numbers; see [`Past::in_pieces`].
+const PIECE: i64 = 1 << 21;
+
 impl Past {
     pub fn stream() -> Self {
         Self::Stream(Stream::default())
+    }
+
+    /// For one pass over a whole clip: in pieces, unless gradients need every activation in any case.
+    pub fn of_clip(with_gradients: bool) -> Self {
+        if with_gradients { Self::WholeClip } else { Self::stream() }
     }
 
     /// Whether the present input holds the clip's first frame.
     pub fn starts_clip(&self) -> bool {
         match self {
             Self::WholeClip => true,
-            Self::Stream(stream) => stream.chunks == 0,
+            Self::Stream(stream) => !stream.inside_clip,
         }
     }
 
@@ -216,36 +224,40 @@ impl Past {
     pub fn end_chunk(&mut self) {
         if let Self::Stream(stream) = self {
             stream.next = 0;
-            stream.chunks += 1;
+            stream.inside_clip = true;
         }
     }
-}
 
-/// The most that one layer's output for a chunk should take, in numbers; see [`in_chunks`].
-const CHUNK: i64 = 1 << 22;
-
-/// Runs a causal network over a whole clip, `[B, C, T, H, W]`, chunk by chunk: what it makes of one chunk stays in the
-/// processor's cache, and memory is that of one chunk. Each chunk has a multiple of `stride` frames (the first 1 + such a
-/// multiple, less one stride), and at most so many that a layer of `numbers_per_stride` outputs stays small.
-///
-/// With gradients it runs the clip as a whole: they need every activation in any case.
-pub(crate) fn in_chunks(
-    x: &Tensor,
-    stride: i64,
-    numbers_per_stride: i64,
-    mut run: impl FnMut(&Tensor, &mut Past) -> Tensor,
-) -> Tensor {
-    let frames = x.size()[2];
-    let strides = (CHUNK / numbers_per_stride).max(1);
-    let mut past = Past::stream();
-    let mut end = 0;
-    let mut outputs = Vec::new();
-    while end < frames {
-        let start = end;
-        end = frames.min(1 + (strides * (outputs.len() as i64 + 1) - 1) * stride);
-        outputs.push(run(&x.narrow(2, start, end - start), &mut past));
+    /// Runs some layers over one piece of `[B, C, T, H, W]` after the other and joins what they give, so that their
+    /// activations stay near the processor's cache and in memory that is used again. It is the same as in one piece.
+    ///
+    /// Pieces end where windows of stride `align` end. `per_frame`: how many numbers the largest activation has.
+    pub fn in_pieces(
+        &mut self,
+        x: &Tensor,
+        align: i64,
+        per_frame: i64,
+        mut run: impl FnMut(&Tensor, &mut Self) -> Tensor,
+    ) -> Tensor {
+        let (frames, starts_clip) = (x.size()[2], self.starts_clip());
+        let step = (PIECE / (per_frame * align)).max(1) * align;
+        let Self::Stream(Stream { next: first_layer, .. }) = *self else { return run(x, self) };
+        let (mut start, mut end) = (0, if starts_clip { step + 1 - align } else { step });
+        let mut outputs = Vec::new();
+        while start < frames {
+            end = end.min(frames);
+            if let Self::Stream(stream) = self {
+                stream.next = first_layer;
+                stream.inside_clip = !starts_clip || start > 0;
+            }
+            outputs.push(run(&x.narrow(2, start, end - start), self));
+            (start, end) = (end, end + step);
+        }
+        if let Self::Stream(stream) = self {
+            stream.inside_clip = !starts_clip;
+        }
+        if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(&outputs, 2) }
     }
-    if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(&outputs, 2) }
 }
 
 /// Padding in front of `[B, C, T, ...]`; a negative number of frames crops.

@@ -7,7 +7,7 @@ use video_core::Result;
 use super::Magvit2Config;
 use crate::blocks::{AdaptiveGroupNorm, EPS, ResBlock, Upsample, check_channels};
 use crate::conv::{CausalConv3d, CausalConv3dConfig};
-use crate::time::{Past, in_chunks};
+use crate::time::Past;
 
 /// One level: a norm under the code's control, residual blocks, then the way to the next finer level.
 #[derive(Debug)]
@@ -31,8 +31,6 @@ pub struct Decoder {
     norm_out: FrameGroupNorm,
     conv_out: CausalConv3d,
     latent_channels: i64,
-    /// What the finest level makes of one latent position.
-    numbers: i64,
 }
 
 impl Decoder {
@@ -73,7 +71,6 @@ impl Decoder {
             norm_out: FrameGroupNorm::new(&(path / "norm_out"), config.num_groups, widths[0], EPS)?,
             conv_out: CausalConv3d::new(&(path / "conv_out"), widths[0], config.in_channels, conv3)?,
             latent_channels,
-            numbers: widths[0] * config.factors().iter().product::<i64>(),
         })
     }
 
@@ -83,12 +80,8 @@ impl Decoder {
     /// Another number of axes or channels.
     pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
         check_channels("features", features, self.latent_channels)?;
-        if features.requires_grad() || self.conv_out.learns() {
-            return Ok(self.run(features, &mut Past::WholeClip));
-        }
-        let size = features.size();
-        let numbers = self.numbers * size[0] * size[3] * size[4];
-        Ok(in_chunks(features, 1, numbers, |chunk, past| self.run(chunk, past)))
+        let with_gradients = features.requires_grad() || self.conv_out.learns();
+        Ok(self.run(features, &mut Past::of_clip(with_gradients)))
     }
 
     /// The last convolution's weight.
@@ -103,20 +96,30 @@ impl Decoder {
         for block in &self.mid {
             x = block.run(&x, past);
         }
-        let mut scale = [1; 3];
-        for level in &self.levels {
-            x = level.norm.run(&x, &features, scale, past.starts_clip());
+        let video = self.refine(&self.levels, &x, &features, past);
+        past.end_chunk();
+        video
+    }
+
+    /// What the given levels, the last of all, make of `x` under a condition of as many frames.
+    fn refine(&self, levels: &[Level], x: &Tensor, condition: &Tensor, past: &mut Past) -> Tensor {
+        let Some((level, finer)) = levels.split_first() else {
+            return self.conv_out.run_normed(&self.norm_out, x, past);
+        };
+        let size = x.size();
+        let mut start = 0;
+        past.in_pieces(x, 1, size[..2].iter().chain(&size[3..]).product(), |piece, past| {
+            let frames = piece.size()[2];
+            let condition = condition.narrow(2, start, frames);
+            start += frames;
+            let mut x = level.norm.run(piece, &condition);
             for block in &level.blocks {
                 x = block.run(&x, past);
             }
-            if let Some(upsample) = &level.upsample {
-                x = upsample.run(&x, past);
-                let factors = upsample.factors();
-                scale = [0, 1, 2].map(|axis| scale[axis] * factors[axis]);
-            }
-        }
-        let video = self.conv_out.run_normed(&self.norm_out, &x, past);
-        past.end_chunk();
-        video
+            let Some(upsample) = &level.upsample else { return self.refine(finer, &x, &condition, past) };
+            let starts_clip = past.starts_clip();
+            let condition = upsample.repeat_frames(&condition, starts_clip);
+            self.refine(finer, &upsample.run(&x, past), &condition, past)
+        })
     }
 }

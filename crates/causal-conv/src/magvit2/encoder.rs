@@ -7,13 +7,16 @@ use video_core::Result;
 use super::Magvit2Config;
 use crate::blocks::{Downsample, EPS, ResBlock, check_channels};
 use crate::conv::{CausalConv3d, CausalConv3dConfig};
-use crate::time::{Past, in_chunks};
+use crate::time::Past;
 
 /// One level: residual blocks, then the way to the next coarser level.
 #[derive(Debug)]
 struct Level {
     blocks: Vec<ResBlock>,
     downsample: Option<Downsample>,
+    width: i64,
+    /// In time.
+    stride: i64,
 }
 
 /// Video to features: levels of residual blocks, each half as fine as the one before.
@@ -27,9 +30,6 @@ pub struct Encoder {
     norm_out: FrameGroupNorm,
     conv_out: CausalConv3d,
     in_channels: i64,
-    /// Frames per latent frame, and the width of the finest level.
-    stride: i64,
-    width: i64,
 }
 
 impl Encoder {
@@ -54,6 +54,8 @@ impl Encoder {
                 downsample: (i < config.transitions())
                     .then(|| Downsample::new(&(&path / "downsample"), width, config.factors_at(i)))
                     .transpose()?,
+                width,
+                stride: if i < config.transitions() { config.factors_at(i)[0] } else { 1 },
             })
         };
         let mid = path / "mid";
@@ -76,8 +78,6 @@ impl Encoder {
                 CausalConv3dConfig::new([1; 3]),
             )?,
             in_channels: config.in_channels,
-            stride: config.factors()[0],
-            width: widths[0],
         })
     }
 
@@ -87,24 +87,23 @@ impl Encoder {
     /// Another number of axes or channels.
     pub fn forward(&self, video: &Tensor) -> Result<Tensor> {
         check_channels("video", video, self.in_channels)?;
-        if video.requires_grad() || self.conv_out.learns() {
-            return Ok(self.run(video, &mut Past::WholeClip));
-        }
-        let size = video.size();
-        let numbers = self.stride * self.width * size[0] * size[3] * size[4];
-        Ok(in_chunks(video, self.stride, numbers, |chunk, past| self.run(chunk, past)))
+        let with_gradients = video.requires_grad() || self.conv_out.learns();
+        Ok(self.run(video, &mut Past::of_clip(with_gradients)))
     }
 
     /// One chunk of a clip that the strides fit.
     pub(crate) fn run(&self, video: &Tensor, past: &mut Past) -> Tensor {
-        let mut x = self.conv_in.run(&torch_ext::channels_last_3d(video), past);
-        for level in &self.levels {
-            for block in &level.blocks {
-                x = block.run(&x, past);
-            }
-            if let Some(downsample) = &level.downsample {
-                x = downsample.run(&x, past);
-            }
+        let mut x = torch_ext::channels_last_3d(video);
+        for (i, level) in self.levels.iter().enumerate() {
+            let size = x.size();
+            let per_frame = size[0] * level.width * size[3] * size[4];
+            x = past.in_pieces(&x, level.stride, per_frame, |piece, past| {
+                let mut x = if i == 0 { self.conv_in.run(piece, past) } else { piece.shallow_clone() };
+                for block in &level.blocks {
+                    x = block.run(&x, past);
+                }
+                level.downsample.as_ref().map(|down| down.run(&x, past)).unwrap_or(x)
+            });
         }
         for block in &self.mid {
             x = block.run(&x, past);
