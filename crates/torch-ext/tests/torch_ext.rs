@@ -1,10 +1,18 @@
 //! The shim against plain libtorch operators.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{AdamW, AdamWConfig, AdamWState, MemoryFormat};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+/// Tests share torch's generator: those that draw run one at a time, as one compares draws.
+fn alone() -> MutexGuard<'static, ()> {
+    static DRAWS: Mutex<()> = Mutex::new(());
+    DRAWS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn close(a: &Tensor, b: &Tensor, tolerance: f64) -> bool {
     a.size() == b.size() && (a - b).abs().max().double_value(&[]) <= tolerance
@@ -12,6 +20,7 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f64) -> bool {
 
 #[test]
 fn channels_last_keeps_values_and_gradients() {
+    let _alone = alone();
     let x = Tensor::randn([2, 3, 4, 5, 6], CPU).set_requires_grad(true);
     let y = torch_ext::channels_last_3d(&x);
     assert_eq!(y.stride(), [360, 1, 90, 18, 3]);
@@ -29,6 +38,7 @@ fn a_format_of_another_rank_is_an_error_with_torchs_message() {
 
 #[test]
 fn fused_adamw_equals_the_formula() {
+    let _alone = alone();
     let config = AdamWConfig { beta1: 0.8, beta2: 0.95, weight_decay: 0.1, eps: 1e-6 };
     let param = Tensor::randn([7, 5], CPU).set_requires_grad(true);
     let idle = Tensor::randn([3], CPU).set_requires_grad(true);
@@ -54,6 +64,7 @@ fn fused_adamw_equals_the_formula() {
 
 #[test]
 fn zero_grad_forgets_the_gradient() {
+    let _alone = alone();
     let param = Tensor::randn([3], CPU).set_requires_grad(true);
     let mut adam = AdamW::new([("w".to_string(), param.shallow_clone())], AdamWConfig::default());
     param.sum(Kind::Float).backward();
@@ -67,6 +78,7 @@ fn zero_grad_forgets_the_gradient() {
 
 #[test]
 fn autocast_multiplies_in_bfloat16_and_ends_with_its_scope() {
+    let _alone = alone();
     let x = Tensor::randn([4, 4], CPU);
     let inside = torch_ext::autocast_bf16(Device::Cpu, || x.matmul(&x)).unwrap();
     assert_eq!(inside.kind(), Kind::BFloat16);
@@ -76,6 +88,7 @@ fn autocast_multiplies_in_bfloat16_and_ends_with_its_scope() {
 
 #[test]
 fn saved_adamw_state_continues_bit_equal() {
+    let _alone = alone();
     let start = Tensor::randn([6, 4], CPU);
     let run = |interrupted: bool| {
         let param = start.copy().set_requires_grad(true);
@@ -119,6 +132,7 @@ fn loading_state_of_another_shape_names_the_parameter() {
 
 #[test]
 fn rng_state_round_trips() {
+    let _alone = alone();
     let state = torch_ext::rng_state(Device::Cpu).unwrap();
     let first = Tensor::randn([16], CPU);
     torch_ext::set_rng_state(Device::Cpu, &state).unwrap();
@@ -131,6 +145,7 @@ proptest! {
 
     #[test]
     fn global_norm_and_scale_agree_with_one_flat_vector(sizes in prop::collection::vec(1i64..20, 1..5), factor in -2.0f64..2.0) {
+        let _alone = alone();
         let tensors: Vec<Tensor> = sizes.iter().map(|&n| Tensor::randn([n], CPU)).collect();
         let flat = Tensor::cat(&tensors, 0);
         prop_assert!(close(&torch_ext::global_norm(&tensors).unwrap(), &flat.norm(), 1e-4));
