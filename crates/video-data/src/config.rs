@@ -8,20 +8,50 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// `shapes` (a synthetic world), or the path of a video, an image, or a folder of them.
+    /// `shapes` or `maze` (synthetic worlds), or the path of a video, an image, a tar shard, or a folder of such.
+    /// `{000..041}` in a path stands for the numbers in between.
     pub source: String,
     /// The clips.
     pub clip: ClipConfig,
     /// Mirrors half of the training clips left to right.
     #[serde(default)]
     pub flip: bool,
-    /// Share of a video's frames, at its end (of a folder of images: share of the images), that is kept for evaluation.
+    /// Share of the data that is kept for evaluation. The worlds hold out other scenes than those trained on.
     #[serde(default = "held_out")]
     pub held_out: f64,
+    /// What is held out: the last part of every video (`time`), or whole files (`name`). If none: whole files where
+    /// there are 20 or more of them, or pictures only.
+    #[serde(default)]
+    pub held_out_by: Option<HeldOutBy>,
+    /// Files are decoded once and kept in memory where all of them together need no more than this, in MiB; otherwise
+    /// each clip is decoded when it is needed.
+    #[serde(default = "memory")]
+    pub memory: u64,
+    /// Share of unreadable files (or clips) above which the data set is refused; those below are left out and counted.
+    #[serde(default = "max_failed")]
+    pub max_failed: f64,
 }
 
 fn held_out() -> f64 {
     0.15
+}
+
+fn memory() -> u64 {
+    2048
+}
+
+fn max_failed() -> f64 {
+    0.5
+}
+
+/// What is held out of a set of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldOutBy {
+    /// The end of every video.
+    Time,
+    /// The files whose name has the smallest hashes.
+    Name,
 }
 
 /// The shape of a clip.
@@ -35,6 +65,10 @@ pub struct ClipConfig {
     /// Frames per second at which videos are read; their own if none.
     #[serde(default)]
     pub frame_rate: Option<f64>,
+    /// Further sizes, for files of mixed shapes: each file takes the size whose aspect ratio is nearest to its own, and
+    /// a batch holds clips of one size.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub buckets: Vec<[i64; 2]>,
 }
 
 /// A square or a rectangle.
@@ -57,24 +91,62 @@ impl ClipSize {
     }
 }
 
+impl ClipConfig {
+    /// Square clips, at the videos' own frame rates.
+    pub fn square(frames: i64, side: i64) -> Self {
+        Self { frames, size: ClipSize::Square(side), frame_rate: None, buckets: Vec::new() }
+    }
+
+    /// All sizes, rows and columns: `size`, then `buckets`.
+    pub fn sizes(&self) -> Vec<(i64, i64)> {
+        let further = self.buckets.iter().map(|&[height, width]| (height, width));
+        std::iter::once(self.size.height_width()).chain(further).collect()
+    }
+}
+
 impl DataConfig {
+    /// Clips of a source, all else at its default.
+    pub fn new(source: impl Into<String>, clip: ClipConfig) -> Self {
+        Self {
+            source: source.into(),
+            clip,
+            flip: false,
+            held_out: held_out(),
+            held_out_by: None,
+            memory: memory(),
+            max_failed: max_failed(),
+        }
+    }
+
     /// Refuses values that mean nothing.
     ///
     /// # Errors
     /// Names the field.
     pub fn validate(&self) -> Result<()> {
-        let (height, width) = self.clip.size.height_width();
-        if height < 1 || width < 1 {
-            return Err(Error::config("clip.size", format!("{height}x{width}"), "at least 1 pixel a side"));
+        const MOST: i64 = 1 << 14;
+        for (height, width) in self.clip.sizes() {
+            if !(1..=MOST).contains(&height) || !(1..=MOST).contains(&width) {
+                return Err(Error::config("clip.size", format!("{height}x{width}"), "1 to 16384 pixels a side"));
+            }
         }
-        if self.clip.frames < 1 {
-            return Err(Error::config("clip.frames", self.clip.frames, "at least 1"));
+        if !(1..=MOST).contains(&self.clip.frames) {
+            return Err(Error::config("clip.frames", self.clip.frames, "1 to 16384"));
+        }
+        if let Some(rate) = self.clip.frame_rate.filter(|&rate| !(rate > 0.0 && rate.is_finite())) {
+            return Err(Error::config("clip.frame_rate", rate, "frames per second above 0"));
         }
         if !(self.held_out > 0.0 && self.held_out < 1.0) {
             return Err(Error::config("held_out", self.held_out, "a share above 0 and below 1"));
         }
-        if let Some(rate) = self.clip.frame_rate.filter(|&rate| !(rate > 0.0 && rate.is_finite())) {
-            return Err(Error::config("clip.frame_rate", rate, "frames per second above 0"));
+        if !(0.0..1.0).contains(&self.max_failed) {
+            return Err(Error::config("max_failed", self.max_failed, "a share of at least 0 and below 1"));
+        }
+        let world = crate::worlds::is_world(&self.source);
+        if world && !self.clip.buckets.is_empty() {
+            return Err(Error::config("clip.buckets", &self.source, "files as data.source; a world's clips have one size"));
+        }
+        if self.source == "maze" && self.flip {
+            return Err(Error::config("flip", true, "false for the maze: a mirrored clip would contradict its actions"));
         }
         Ok(())
     }

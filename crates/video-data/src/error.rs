@@ -13,14 +13,12 @@ pub enum Error {
     #[error("{0} does not exist")]
     Missing(PathBuf),
     /// ffmpeg is not installed.
-    #[error(
-        "ffmpeg was not found on PATH: run ./bootstrap.sh once, install ffmpeg, or set VIREO_FFMPEG to its path"
-    )]
+    #[error("ffmpeg was not found: run ./bootstrap.sh once, install ffmpeg, or set VIREO_FFMPEG to its path")]
     NoFfmpeg,
-    /// ffmpeg finds no video in the file, or breaks off.
+    /// ffmpeg finds no video in the file, or breaks off; or it is no image.
     #[error("{path}: {problem}")]
     Unreadable {
-        /// The file.
+        /// The file; of a shard's member, the shard and behind it the member.
         path: PathBuf,
         /// What is wrong with it, as far as ffmpeg says.
         problem: String,
@@ -43,14 +41,16 @@ pub enum Error {
         /// What would have been accepted.
         expected: String,
     },
-    /// Every file of the data set is unreadable.
-    #[error("none of the {count} files of {source_name} can be read; the first: {first}")]
-    AllUnreadable {
-        /// How many there are.
+    /// Every file of the data set is unreadable, or more of them than the config allows.
+    #[error("{failed} of {count} {what} cannot be read, more than data.max_failed allows; the first: {first}")]
+    TooManyUnreadable {
+        /// How many cannot be read.
+        failed: usize,
+        /// How many were tried.
         count: usize,
-        /// The data set.
-        source_name: String,
-        /// The first file's error.
+        /// Files or clips, and of which data set.
+        what: String,
+        /// The first one's error.
         first: String,
     },
     /// A tensor has a shape that cannot be written or padded.
@@ -63,7 +63,42 @@ pub enum Error {
     },
 }
 
+/// A file or clip that was left out of a data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The file; of a shard's member, the shard and behind it the member.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.name, self.reason)
+    }
+}
+
+impl Failure {
+    pub(crate) fn new(path: &Path, reason: impl Into<String>) -> Self {
+        Self { name: path.display().to_string(), reason: reason.into() }
+    }
+
+    /// An error with the path apart that its text begins with.
+    pub(crate) fn of(error: &Error) -> Self {
+        match error {
+            Error::Unreadable { path, problem } => Self::new(path, problem),
+            Error::Missing(path) => Self::new(path, "it does not exist"),
+            other => Self::new(Path::new("clip"), other.to_string()),
+        }
+    }
+}
+
 impl Error {
+    /// Whether one file is to blame, so that a data set can do without it.
+    pub(crate) fn is_of_one_file(&self) -> bool {
+        matches!(self, Self::Missing(_) | Self::Unreadable { .. })
+    }
+
     pub(crate) fn config(field: &str, value: impl ToString, expected: &str) -> Self {
         Self::Config { field: field.into(), value: value.to_string(), expected: expected.into() }
     }

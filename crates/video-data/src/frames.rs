@@ -46,3 +46,20 @@ pub fn crop_video(video: &Tensor, frames: i64, height: i64, width: i64) -> Resul
     }
     Ok(video.narrow(2, 0, frames).narrow(3, 0, height).narrow(4, 0, width))
 }
+
+/// Bytes `[T, H, W, 3]` as a tensor `[3, T, H, W]`, mirrored left to right if wanted.
+pub(crate) fn planar(bytes: &[u8], frames: i64, height: i64, width: i64, flip: bool) -> Tensor {
+    let width_usize = width.max(1) as usize;
+    let mut planes = vec![0u8; bytes.len()];
+    for (c, plane) in planes.chunks_exact_mut((bytes.len() / 3).max(1)).enumerate() {
+        for (row, pixels) in plane.chunks_exact_mut(width_usize).zip(bytes.chunks_exact(3 * width_usize)) {
+            for (value, pixel) in row.iter_mut().zip(pixels.chunks_exact(3)) {
+                *value = pixel[c];
+            }
+            if flip {
+                row.reverse();
+            }
+        }
+    }
+    Tensor::from_slice(&planes).view([3, frames, height, width])
+}

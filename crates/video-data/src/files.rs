@@ -1,0 +1,358 @@
+//! Clips cut from files: kept decoded in memory where they fit, decoded clip by clip where not.
+
+use std::ops::Range;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use crate::catalogue::{Catalogue, Item, Media, list};
+use crate::ffmpeg::{VideoInfo, measure_duration, probe_at};
+use crate::frames::planar;
+use crate::reader::{image_bytes, image_size};
+use crate::{Clip, ClipSource, DataConfig, DecodeOptions, Error, Failure, Fit, HeldOutBy, Result, Size, Split, VideoReader};
+
+/// So many files and more are held out by name unless the config says otherwise.
+const MANY_FILES: usize = 20;
+
+/// One item that can be read, as far as it belongs to the split.
+struct Entry {
+    item: Item,
+    info: Option<VideoInfo>,
+    frame_rate: f64,
+    /// Which of the clips' sizes it is read at.
+    bucket: usize,
+    /// Its frames, as far as is known before decoding.
+    frames: i64,
+    /// The frames that belong to the split.
+    part: Range<i64>,
+    /// The part's frames `[T, H, W, 3]`, where kept in memory.
+    decoded: Option<Vec<u8>>,
+}
+
+pub(crate) struct Files {
+    entries: Vec<Entry>,
+    /// Entry and first frame of each clip, bucket by bucket; clips do not overlap.
+    clips: Vec<(usize, i64)>,
+    buckets: Vec<Range<u64>>,
+    sizes: Vec<(i64, i64)>,
+    failures: Vec<Failure>,
+    config: DataConfig,
+    split: Split,
+}
+
+impl Files {
+    pub fn open(config: &DataConfig, split: Split) -> Result<Self> {
+        let Catalogue { items, mut failures, stills } = list(&config.source, config.clip.frames)?;
+        if stills > 0 {
+            tracing::warn!("{}: {stills} pictures are left out: clip.frames = {}", config.source, config.clip.frames);
+        }
+        let whole_files = config.held_out_by.unwrap_or(match items.len() {
+            MANY_FILES.. => HeldOutBy::Name,
+            _ => HeldOutBy::Time,
+        }) == HeldOutBy::Name;
+        let items = part_of(items, whole_files, config, split);
+        let count = items.len() + failures.len();
+        let probed = items.into_par_iter().map(|item| probe(item, config)).collect();
+        let mut entries = keep_or_note(probed, &mut failures)?;
+        let sizes = config.clip.sizes();
+        let frame_bytes = |entry: &Entry| (sizes[entry.bucket].0 * sizes[entry.bucket].1 * 3) as u64;
+        let total: u64 = entries.iter().map(|entry| frame_bytes(entry) * entry.frames as u64).sum();
+        for entry in &mut entries {
+            entry.part = part(entry, whole_files, config, split);
+        }
+        if total <= config.memory << 20 {
+            let decoded = entries.into_par_iter().map(|entry| decode(entry, &sizes)).collect();
+            entries = keep_or_note(decoded, &mut failures)?;
+        }
+        refuse_too_many(&failures, count, config)?;
+        for failure in &failures {
+            tracing::warn!("left out: {failure}");
+        }
+        let (clips, buckets) = cut(&entries, sizes.len(), config.clip.frames);
+        if clips.is_empty() {
+            return Err(nothing_to_cut(&entries, config, split));
+        }
+        Ok(Self { entries, clips, buckets, sizes, failures, config: config.clone(), split })
+    }
+
+    fn cut_clip(&self, entry: &Entry, start: i64, flip: bool) -> Result<Clip> {
+        let frames = self.config.clip.frames;
+        let (height, width) = self.sizes[entry.bucket];
+        let frame = (height * width * 3) as usize;
+        let read;
+        let (start, bytes) = match &entry.decoded {
+            Some(decoded) => {
+                let first = (start - entry.part.start) as usize;
+                (start, &decoded[first * frame..(first + frames as usize) * frame])
+            }
+            None => {
+                read = read_clip(entry, start, frames, Size { height, width, fit: Fit::Cover })?;
+                (read.0, read.1.as_slice())
+            }
+        };
+        let actions = match &entry.item.actions {
+            None => None,
+            Some(all) => Some(tch::Tensor::from_slice(
+                all.get(start as usize..(start + frames - 1) as usize).ok_or_else(|| {
+                    Error::unreadable(entry.item.path(), format!("{} actions do not reach the clip's end", all.len()))
+                })?,
+            )),
+        };
+        Ok(Clip {
+            video: planar(bytes, frames, height, width, flip),
+            name: format!("{} from frame {start}", entry.item.name),
+            class: entry.item.class,
+            actions,
+        })
+    }
+}
+
+impl ClipSource for Files {
+    fn len(&self) -> Option<u64> {
+        Some(self.clips.len() as u64)
+    }
+
+    fn clip(&self, index: u64) -> Result<Clip> {
+        let (entry, start) = self.clips[(index % self.clips.len() as u64) as usize];
+        self.cut_clip(&self.entries[entry], start, false)
+    }
+
+    fn varied(&self, index: u64, seed: u64) -> Result<Clip> {
+        if self.split == Split::HeldOut {
+            return self.clip(index);
+        }
+        let (entry, _) = self.clips[(index % self.clips.len() as u64) as usize];
+        let entry = &self.entries[entry];
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let start = rng.random_range(entry.part.start..=entry.part.end - self.config.clip.frames);
+        let flip = self.config.flip && rng.random_bool(0.5);
+        self.cut_clip(entry, start, flip)
+    }
+
+    fn buckets(&self) -> Vec<Range<u64>> {
+        self.buckets.clone()
+    }
+
+    fn failures(&self) -> &[Failure] {
+        &self.failures
+    }
+
+    fn max_failed(&self) -> f64 {
+        self.config.max_failed
+    }
+}
+
+/// Keeps what could be read; an ffmpeg that is not there is everybody's problem.
+fn keep_or_note(results: Vec<Result<Entry>>, failures: &mut Vec<Failure>) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for result in results {
+        match result {
+            Ok(entry) => entries.push(entry),
+            Err(error) if error.is_of_one_file() => failures.push(Failure::of(&error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(entries)
+}
+
+fn refuse_too_many(failures: &[Failure], count: usize, config: &DataConfig) -> Result<()> {
+    match failures.first() {
+        Some(first) if failures.len() as f64 > config.max_failed * count as f64 => Err(Error::TooManyUnreadable {
+            failed: failures.len(),
+            count,
+            what: format!("files of {}", config.source),
+            first: first.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The items that have a part in the split: of those that are held out as wholes, only the split's.
+fn part_of(items: Vec<Item>, whole_files: bool, config: &DataConfig, split: Split) -> Vec<Item> {
+    let whole = |item: &Item| whole_files || matches!(&item.media, Media::Frames(frames) if frames.len() == 1);
+    let mut hashes: Vec<u64> = items.iter().filter(|item| whole(item)).map(|item| hash(&item.name)).collect();
+    hashes.sort_unstable();
+    // A share of the hashes' range: a file stays on its side when others come or go. Neither side is left empty.
+    let mut border = (config.held_out * u64::MAX as f64) as u64;
+    if let [first, .., last] = hashes[..] {
+        border = border.max(first).min(last.saturating_sub(1));
+    }
+    let held_out = |item: &Item| hashes.len() > 1 && hash(&item.name) <= border;
+    items.into_iter().filter(|item| !whole(item) || held_out(item) == (split == Split::HeldOut)).collect()
+}
+
+/// FNV-1a and a finaliser: the same on every machine, in every version.
+fn hash(name: &str) -> u64 {
+    let fnv = name.bytes().fold(0xCBF2_9CE4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    });
+    video_core::seeds::derive(fnv, video_core::seeds::Stream::Data, 0)
+}
+
+/// The frames of an entry that belong to the split.
+fn part(entry: &Entry, whole_files: bool, config: &DataConfig, split: Split) -> Range<i64> {
+    let (frames, length) = (entry.frames, config.clip.frames);
+    if whole_files || frames == 1 {
+        return 0..frames;
+    }
+    // At least one clip is held out of whatever holds two.
+    let share = (frames as f64 * (1.0 - config.held_out)).floor() as i64;
+    let border = if frames >= 2 * length { share.clamp(length, frames - length) } else { frames };
+    match split {
+        Split::Train => 0..border,
+        Split::HeldOut => border..frames,
+    }
+}
+
+/// Size, rate and length of an item.
+fn probe(item: Item, config: &DataConfig) -> Result<Entry> {
+    let sizes = config.clip.sizes();
+    let mut entry =
+        Entry { item, info: None, frame_rate: 1.0, bucket: 0, frames: 1, part: 0..0, decoded: None };
+    let aspect = match &entry.item.media {
+        Media::Video(location) => {
+            let mut info = probe_at(location)?;
+            let seconds = match info.duration {
+                Some(seconds) => seconds,
+                None => measure_duration(location)?,
+            };
+            info.duration = Some(seconds);
+            entry.frame_rate = config.clip.frame_rate.unwrap_or(info.frame_rate);
+            // Containers round durations: a little is forgiven.
+            entry.frames = ((seconds * entry.frame_rate + 0.05).floor() as i64).max(1);
+            let aspect = info.aspect();
+            entry.info = Some(info);
+            aspect
+        }
+        Media::Frames(locations) => {
+            for location in locations {
+                location.check()?;
+            }
+            entry.frames = locations.len() as i64;
+            match locations.first() {
+                Some(first) if sizes.len() > 1 => {
+                    let (height, width) = image_size(first)?;
+                    width as f64 / height as f64
+                }
+                _ => 1.0,
+            }
+        }
+    };
+    let distance = |&(height, width): &(i64, i64)| (aspect * height as f64 / width as f64).ln().abs();
+    entry.bucket = (0..sizes.len()).min_by(|&a, &b| distance(&sizes[a]).total_cmp(&distance(&sizes[b]))).unwrap_or(0);
+    Ok(entry)
+}
+
+/// Decodes an entry's part into memory.
+fn decode(mut entry: Entry, sizes: &[(i64, i64)]) -> Result<Entry> {
+    let (height, width) = sizes[entry.bucket];
+    let frame = (height * width * 3) as usize;
+    let size = Size { height, width, fit: Fit::Cover };
+    let mut bytes = Vec::new();
+    match (&entry.item.media, &entry.info) {
+        (Media::Video(location), Some(info)) => {
+            let rate = Some(entry.frame_rate).filter(|&rate| rate != info.frame_rate);
+            // A container may promise too little; what it holds beyond its promise is left.
+            let most = Some(entry.frames as u64 + 8);
+            let options = DecodeOptions { frame_rate: rate, size: Some(size), max_frames: most, ..DecodeOptions::default() };
+            let mut reader = VideoReader::open_at(location, info, &options, None)?;
+            loop {
+                let chunk = reader.next_bytes(64)?;
+                if chunk.is_empty() {
+                    break;
+                }
+                bytes.extend(chunk);
+            }
+        }
+        (Media::Frames(locations), _) => {
+            for location in &locations[entry.part.start as usize..entry.part.end as usize] {
+                bytes.extend(image_bytes(location, Some(size))?.0);
+            }
+            entry.decoded = Some(bytes);
+            return Ok(entry);
+        }
+        (Media::Video(_), None) => {}
+    }
+    let frames = (bytes.len() / frame) as i64;
+    if frames == 0 {
+        return Err(Error::unreadable(entry.item.path(), "it holds no frame"));
+    }
+    // The border between the splits stays where the container's length put it; the end is where the frames end.
+    let end = if entry.part.end == entry.frames { frames } else { entry.part.end.min(frames) };
+    entry.part.end = end.max(entry.part.start);
+    bytes.truncate(end.max(0) as usize * frame);
+    bytes.drain(..(entry.part.start as usize * frame).min(bytes.len()));
+    bytes.shrink_to_fit();
+    entry.decoded = Some(bytes);
+    Ok(entry)
+}
+
+/// One clip straight from its file, and the frame that it begins at.
+fn read_clip(entry: &Entry, start: i64, frames: i64, size: Size) -> Result<(i64, Vec<u8>)> {
+    let (location, info) = match (&entry.item.media, &entry.info) {
+        (Media::Video(location), Some(info)) => (location, info),
+        (Media::Frames(locations), _) => {
+            let mut bytes = Vec::new();
+            for location in &locations[start as usize..(start + frames) as usize] {
+                bytes.extend(image_bytes(location, Some(size))?.0);
+            }
+            return Ok((start, bytes));
+        }
+        (Media::Video(location), None) => return Err(Error::unreadable(&location.path, "it was never opened")),
+    };
+    let wanted = (frames * size.height * size.width * 3) as usize;
+    let read = |start: i64| -> Result<Vec<u8>> {
+        let options = DecodeOptions {
+            // Half a frame early, so that rounding cannot lose the first one.
+            start_seconds: ((start as f64 - 0.5) / entry.frame_rate).max(0.0),
+            frame_rate: Some(entry.frame_rate).filter(|&rate| rate != info.frame_rate),
+            max_frames: Some(frames as u64),
+            size: Some(size),
+        };
+        VideoReader::open_at(location, info, &options, Some(1))?.next_bytes(frames)
+    };
+    let bytes = read(start)?;
+    if bytes.len() == wanted {
+        return Ok((start, bytes));
+    }
+    // The container promised more than there is (its sound may be longer): the last clip that there is, then.
+    let end = start + bytes.len() as i64 / (wanted as i64 / frames);
+    let earlier = (end - frames).max(entry.part.start);
+    let bytes = if earlier < start { read(earlier)? } else { bytes };
+    if bytes.len() == wanted {
+        return Ok((earlier, bytes));
+    }
+    Err(Error::unreadable(&location.path, format!("it ends after {end} frames, {} were promised", entry.frames)))
+}
+
+/// All clips that do not overlap, bucket by bucket.
+fn cut(entries: &[Entry], buckets: usize, length: i64) -> (Vec<(usize, i64)>, Vec<Range<u64>>) {
+    let (mut clips, mut ranges) = (Vec::new(), Vec::new());
+    for bucket in 0..buckets {
+        let first = clips.len() as u64;
+        for (index, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.bucket == bucket) {
+            let starts = (entry.part.start..=entry.part.end - length).step_by(length as usize);
+            clips.extend(starts.map(|start| (index, start)));
+        }
+        ranges.push(first..clips.len() as u64);
+    }
+    ranges.retain(|range| !range.is_empty());
+    (clips, ranges)
+}
+
+fn nothing_to_cut(entries: &[Entry], config: &DataConfig, split: Split) -> Error {
+    let longest = entries.iter().map(|entry| entry.frames).max().unwrap_or(0);
+    if longest >= config.clip.frames && split == Split::HeldOut {
+        return Error::config(
+            "held_out",
+            config.held_out,
+            &format!(
+                "data of which something can be held out: a video of at least {} frames (the longest has {longest}), or two files with held_out_by = \"name\"",
+                2 * config.clip.frames
+            ),
+        );
+    }
+    let expected = format!("at most {longest}, the frames of the longest file; or a higher clip.frame_rate");
+    Error::config("clip.frames", config.clip.frames, &expected)
+}
