@@ -22,9 +22,16 @@ pub(crate) struct Item {
     /// Relative to the data set's folder, with `/` on every system: what splits are made by.
     pub name: String,
     pub media: Media,
+    pub labels: Labels,
+}
+
+/// What is known of an item beside its pictures.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Labels {
     pub class: Option<i64>,
     /// One action per transition from a frame to the next.
     pub actions: Option<Vec<i64>>,
+    pub caption: Option<String>,
 }
 
 impl Item {
@@ -65,7 +72,7 @@ pub(crate) fn list(source: &str, frames: i64) -> Result<Catalogue> {
             let location = Location::file(&path);
             let media = if is_image(&path) { Media::Frames(vec![location]) } else { Media::Video(location) };
             let name = name_of(&path, &path);
-            catalogue.items.push(Item { name, media, class: None, actions: None });
+            catalogue.items.push(Item { name, media, labels: Labels::default() });
         }
     }
     if catalogue.items.is_empty() && catalogue.failures.is_empty() {
@@ -109,7 +116,9 @@ fn folder(root: &Path, frames: i64, catalogue: &mut Catalogue) -> Result<()> {
     let mut files: Vec<(String, PathBuf)> = Vec::new();
     for entry in walkdir::WalkDir::new(root).follow_links(true) {
         match entry {
-            Ok(entry) if entry.file_type().is_file() => files.push((name_of(entry.path(), root), entry.into_path())),
+            Ok(entry) if entry.file_type().is_file() => {
+                files.push((name_of(entry.path(), root), entry.into_path()))
+            }
             Ok(_) => {}
             Err(error) => {
                 let path = error.path().unwrap_or(root).to_path_buf();
@@ -125,9 +134,13 @@ fn folder(root: &Path, frames: i64, catalogue: &mut Catalogue) -> Result<()> {
         if is_shard(&path) {
             shards::read(&path, &name, catalogue);
         } else if is_video(&path) {
-            catalogue.items.push(Item { name, media: Media::Video(location), class: None, actions: None });
+            catalogue.items.push(Item { name, media: Media::Video(location), labels: Labels::default() });
         } else if is_image(&path) && frames == 1 {
-            catalogue.items.push(Item { name, media: Media::Frames(vec![location]), class: None, actions: None });
+            catalogue.items.push(Item {
+                name,
+                media: Media::Frames(vec![location]),
+                labels: Labels::default(),
+            });
         } else if is_image(&path) {
             let parent = name.rsplit_once('/').map_or("", |(parent, _)| parent);
             pictures.entry(parent.to_string()).or_default().push(location);
@@ -136,7 +149,7 @@ fn folder(root: &Path, frames: i64, catalogue: &mut Catalogue) -> Result<()> {
     for (parent, locations) in pictures {
         if is_sequence(&locations, frames) {
             let name = if parent.is_empty() { name_of(root, root) } else { parent };
-            catalogue.items.push(Item { name, media: Media::Frames(locations), class: None, actions: None });
+            catalogue.items.push(Item { name, media: Media::Frames(locations), labels: Labels::default() });
         } else {
             catalogue.stills += locations.len();
         }
@@ -159,14 +172,15 @@ fn is_sequence(pictures: &[Location], frames: i64) -> bool {
 fn label_by_folder(items: &mut [Item]) {
     let folder = |item: &Item| item.name.split_once('/').map(|(folder, _)| folder.to_string());
     let Some(mut classes) = items.iter().map(folder).collect::<Option<Vec<String>>>() else { return };
-    if items.iter().any(|item| item.class.is_some()) {
+    if items.iter().any(|item| item.labels.class.is_some()) {
         return;
     }
     classes.sort_by(|a, b| natural(a, b));
     classes.dedup();
     for item in items {
         let name = folder(item);
-        item.class = classes.iter().position(|class| Some(class) == name.as_ref()).map(|class| class as i64);
+        item.labels.class =
+            classes.iter().position(|class| Some(class) == name.as_ref()).map(|class| class as i64);
     }
 }
 

@@ -13,7 +13,7 @@ pub struct DataConfig {
     pub source: String,
     /// The clips.
     pub clip: ClipConfig,
-    /// Mirrors half of the training clips left to right.
+    /// Mirrors half of the training clips left to right. Shapes are as often mirrored as not anyway.
     #[serde(default)]
     pub flip: bool,
     /// Share of the data that is kept for evaluation. The worlds hold out other scenes than those trained on.
@@ -27,9 +27,6 @@ pub struct DataConfig {
     /// each clip is decoded when it is needed.
     #[serde(default = "memory")]
     pub memory: u64,
-    /// Share of unreadable files (or clips) above which the data set is refused; those below are left out and counted.
-    #[serde(default = "max_failed")]
-    pub max_failed: f64,
 }
 
 fn held_out() -> f64 {
@@ -38,10 +35,6 @@ fn held_out() -> f64 {
 
 fn memory() -> u64 {
     2048
-}
-
-fn max_failed() -> f64 {
-    0.5
 }
 
 /// What is held out of a set of files.
@@ -62,7 +55,8 @@ pub struct ClipConfig {
     pub frames: i64,
     /// Rows and columns: one number, or [rows, columns].
     pub size: ClipSize,
-    /// Frames per second at which videos are read; their own if none.
+    /// Frames per second at which videos are read; their own if none. Shapes move as fast as at 8 if none; the maze has
+    /// none, as an action is a frame.
     #[serde(default)]
     pub frame_rate: Option<f64>,
     /// Further sizes, for files of mixed shapes: each file takes the size whose aspect ratio is nearest to its own, and
@@ -114,7 +108,6 @@ impl DataConfig {
             held_out: held_out(),
             held_out_by: None,
             memory: memory(),
-            max_failed: max_failed(),
         }
     }
 
@@ -126,7 +119,11 @@ impl DataConfig {
         const MOST: i64 = 1 << 14;
         for (height, width) in self.clip.sizes() {
             if !(1..=MOST).contains(&height) || !(1..=MOST).contains(&width) {
-                return Err(Error::config("clip.size", format!("{height}x{width}"), "1 to 16384 pixels a side"));
+                return Err(Error::config(
+                    "clip.size",
+                    format!("{height}x{width}"),
+                    "1 to 16384 pixels a side",
+                ));
             }
         }
         if !(1..=MOST).contains(&self.clip.frames) {
@@ -138,15 +135,27 @@ impl DataConfig {
         if !(self.held_out > 0.0 && self.held_out < 1.0) {
             return Err(Error::config("held_out", self.held_out, "a share above 0 and below 1"));
         }
-        if !(0.0..1.0).contains(&self.max_failed) {
-            return Err(Error::config("max_failed", self.max_failed, "a share of at least 0 and below 1"));
-        }
         let world = crate::worlds::is_world(&self.source);
         if world && !self.clip.buckets.is_empty() {
-            return Err(Error::config("clip.buckets", &self.source, "files as data.source; a world's clips have one size"));
+            return Err(Error::config(
+                "clip.buckets",
+                &self.source,
+                "files as data.source; a world's clips have one size",
+            ));
+        }
+        if let ("maze", Some(rate)) = (self.source.as_str(), self.clip.frame_rate) {
+            return Err(Error::config(
+                "clip.frame_rate",
+                rate,
+                "none for the maze, where every frame is one action",
+            ));
         }
         if self.source == "maze" && self.flip {
-            return Err(Error::config("flip", true, "false for the maze: a mirrored clip would contradict its actions"));
+            return Err(Error::config(
+                "flip",
+                true,
+                "false for the maze: a mirrored clip would contradict its actions",
+            ));
         }
         Ok(())
     }

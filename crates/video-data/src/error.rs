@@ -41,17 +41,13 @@ pub enum Error {
         /// What would have been accepted.
         expected: String,
     },
-    /// Every file of the data set is unreadable, or more of them than the config allows.
-    #[error("{failed} of {count} {what} cannot be read, more than data.max_failed allows; the first: {first}")]
-    TooManyUnreadable {
-        /// How many cannot be read.
-        failed: usize,
-        /// How many were tried.
-        count: usize,
+    /// None of the files or clips that were tried can be read.
+    #[error("none of {} {what} can be read: {}", failures.len(), list(failures))]
+    AllUnreadable {
         /// Files or clips, and of which data set.
         what: String,
-        /// The first one's error.
-        first: String,
+        /// Each of them with its reason.
+        failures: Vec<Failure>,
     },
     /// A tensor has a shape that cannot be written or padded.
     #[error("a tensor of shape {actual:?}: expected {expected}")]
@@ -70,6 +66,16 @@ pub struct Failure {
     pub name: String,
     /// Why.
     pub reason: String,
+}
+
+/// The first few, in one line.
+fn list(failures: &[Failure]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = failures.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if failures.len() > SHOWN {
+        text += &format!("; and {} more", failures.len() - SHOWN);
+    }
+    text
 }
 
 impl std::fmt::Display for Failure {

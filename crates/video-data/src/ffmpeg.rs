@@ -14,7 +14,11 @@ pub fn ffmpeg_path() -> Result<PathBuf> {
     find(std::env::var_os("VIREO_FFMPEG"), std::env::var_os("PATH"), cached())
 }
 
-fn find(named: Option<std::ffi::OsString>, path: Option<std::ffi::OsString>, cached: Option<PathBuf>) -> Result<PathBuf> {
+fn find(
+    named: Option<std::ffi::OsString>,
+    path: Option<std::ffi::OsString>,
+    cached: Option<PathBuf>,
+) -> Result<PathBuf> {
     let on_path = path.iter().flat_map(std::env::split_paths).map(|folder| folder.join("ffmpeg"));
     named
         .map(PathBuf::from)
@@ -82,7 +86,8 @@ pub(crate) fn probe_at(location: &Location) -> Result<VideoInfo> {
     input(&mut command, location);
     let text = run(&mut command, location)?;
     parse_info(&text).ok_or_else(|| {
-        let problem = format!("ffmpeg finds no video in it ({}); is it cut short, or no video?", complaint(&text));
+        let problem =
+            format!("ffmpeg finds no video in it ({}); is it cut short, or no video?", complaint(&text));
         Error::unreadable(&location.path, problem)
     })
 }
@@ -94,21 +99,23 @@ pub(crate) fn measure_duration(location: &Location) -> Result<f64> {
     command.args(["-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "pipe:2", "-"]);
     let text = run(&mut command, location)?;
     let times = text.lines().filter_map(|line| line.strip_prefix("out_time_us=")?.trim().parse::<f64>().ok());
-    times
-        .last()
-        .map(|microseconds| microseconds / 1e6)
-        .ok_or_else(|| Error::unreadable(&location.path, format!("its length is not known ({})", complaint(&text))))
+    times.last().map(|microseconds| microseconds / 1e6).ok_or_else(|| {
+        Error::unreadable(&location.path, format!("its length is not known ({})", complaint(&text)))
+    })
 }
 
 /// What a command writes to stderr; its exit status says little, ffmpeg fails whenever no output is named.
 fn run(command: &mut Command, location: &Location) -> Result<String> {
-    let output = command.output().map_err(|e| Error::unreadable(&location.path, format!("ffmpeg does not start: {e}")))?;
+    let output = command
+        .output()
+        .map_err(|e| Error::unreadable(&location.path, format!("ffmpeg does not start: {e}")))?;
     Ok(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// The line of ffmpeg's stderr that says most: the first that a demuxer, decoder or encoder wrote, else the last.
 pub(crate) fn complaint(stderr: &str) -> String {
-    let says_nothing = ["At least one output", "Conversion failed", "Error opening input file", "Error opening output file"];
+    let says_nothing =
+        ["At least one output", "Conversion failed", "Error opening input file", "Error opening output file"];
     let telling = |line: &&str| !line.is_empty() && !says_nothing.iter().any(|noise| line.starts_with(noise));
     let lines: Vec<&str> = stderr.lines().map(str::trim).filter(telling).collect();
     let tagged = lines.iter().find(|line| line.starts_with('[') && line.contains(" @ "));
@@ -116,7 +123,9 @@ pub(crate) fn complaint(stderr: &str) -> String {
         return "it says nothing".into();
     };
     // "[mov,mp4 @ 0x55d0] moov atom not found" without who says it.
-    while let Some((_, rest)) = line.split_once("] ").filter(|(head, _)| head.starts_with('[') && head.contains(" @ ")) {
+    while let Some((_, rest)) =
+        line.split_once("] ").filter(|(head, _)| head.starts_with('[') && head.contains(" @ "))
+    {
         line = rest;
     }
     line.trim_end_matches('.').to_string()
@@ -130,7 +139,8 @@ fn parse_info(stderr: &str) -> Option<VideoInfo> {
     };
     let (mut width, mut height) = stream.split([',', ' ']).find_map(|word| pair(word, 'x'))?;
     let mut words = stream.split([',', ' ', '[', ']']).skip_while(|&word| word != "SAR");
-    let mut pixel_aspect = words.nth(1).and_then(|word| pair(word, ':')).map_or(1.0, |(a, b)| a as f64 / b as f64);
+    let mut pixel_aspect =
+        words.nth(1).and_then(|word| pair(word, ':')).map_or(1.0, |(a, b)| a as f64 / b as f64);
     let before = |unit: &str| {
         let number = |part: &str| match part.strip_suffix('k') {
             Some(thousands) => thousands.parse::<f64>().ok().map(|n| n * 1000.0),
@@ -164,7 +174,10 @@ mod tests {
     fn the_stream_line_is_understood() {
         let info = parse_info(STREAM).unwrap();
         let pixel_aspect = 64.0 / 51.0;
-        assert_eq!(info, VideoInfo { width: 340, height: 256, pixel_aspect, frame_rate: 29.97, duration: Some(62.5) });
+        assert_eq!(
+            info,
+            VideoInfo { width: 340, height: 256, pixel_aspect, frame_rate: 29.97, duration: Some(62.5) }
+        );
         assert!((info.aspect() - 5.0 / 3.0).abs() < 1e-9);
         let turned = parse_info(&format!("{STREAM} displaymatrix: rotation of -90.00 degrees")).unwrap();
         assert_eq!((turned.width, turned.height, turned.pixel_aspect), (256, 340, 51.0 / 64.0));

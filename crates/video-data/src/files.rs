@@ -10,7 +10,10 @@ use crate::catalogue::{Catalogue, Item, Media, list};
 use crate::ffmpeg::{VideoInfo, measure_duration, probe_at};
 use crate::frames::planar;
 use crate::reader::{image_bytes, image_size};
-use crate::{Clip, ClipSource, DataConfig, DecodeOptions, Error, Failure, Fit, HeldOutBy, Result, Size, Split, VideoReader};
+use crate::{
+    Clip, ClipSource, DataConfig, DecodeOptions, Error, Failure, Fit, HeldOutBy, Result, Size, Split,
+    VideoReader,
+};
 
 /// So many files and more are held out by name unless the config says otherwise.
 const MANY_FILES: usize = 20;
@@ -45,14 +48,17 @@ impl Files {
     pub fn open(config: &DataConfig, split: Split) -> Result<Self> {
         let Catalogue { items, mut failures, stills } = list(&config.source, config.clip.frames)?;
         if stills > 0 {
-            tracing::warn!("{}: {stills} pictures are left out: clip.frames = {}", config.source, config.clip.frames);
+            tracing::warn!(
+                "{}: {stills} pictures are left out: clip.frames = {}",
+                config.source,
+                config.clip.frames
+            );
         }
         let whole_files = config.held_out_by.unwrap_or(match items.len() {
             MANY_FILES.. => HeldOutBy::Name,
             _ => HeldOutBy::Time,
         }) == HeldOutBy::Name;
         let items = part_of(items, whole_files, config, split);
-        let count = items.len() + failures.len();
         let probed = items.into_par_iter().map(|item| probe(item, config)).collect();
         let mut entries = keep_or_note(probed, &mut failures)?;
         let sizes = config.clip.sizes();
@@ -65,7 +71,9 @@ impl Files {
             let decoded = entries.into_par_iter().map(|entry| decode(entry, &sizes)).collect();
             entries = keep_or_note(decoded, &mut failures)?;
         }
-        refuse_too_many(&failures, count, config)?;
+        if entries.is_empty() && !failures.is_empty() {
+            return Err(Error::AllUnreadable { what: format!("files of {}", config.source), failures });
+        }
         for failure in &failures {
             tracing::warn!("left out: {failure}");
         }
@@ -91,19 +99,23 @@ impl Files {
                 (read.0, read.1.as_slice())
             }
         };
-        let actions = match &entry.item.actions {
+        let actions = match &entry.item.labels.actions {
             None => None,
             Some(all) => Some(tch::Tensor::from_slice(
                 all.get(start as usize..(start + frames - 1) as usize).ok_or_else(|| {
-                    Error::unreadable(entry.item.path(), format!("{} actions do not reach the clip's end", all.len()))
+                    Error::unreadable(
+                        entry.item.path(),
+                        format!("{} actions do not reach the clip's end", all.len()),
+                    )
                 })?,
             )),
         };
         Ok(Clip {
             video: planar(bytes, frames, height, width, flip),
             name: format!("{} from frame {start}", entry.item.name),
-            class: entry.item.class,
+            class: entry.item.labels.class,
             actions,
+            caption: entry.item.labels.caption.clone(),
         })
     }
 }
@@ -137,10 +149,6 @@ impl ClipSource for Files {
     fn failures(&self) -> &[Failure] {
         &self.failures
     }
-
-    fn max_failed(&self) -> f64 {
-        self.config.max_failed
-    }
 }
 
 /// Keeps what could be read; an ffmpeg that is not there is everybody's problem.
@@ -156,21 +164,10 @@ fn keep_or_note(results: Vec<Result<Entry>>, failures: &mut Vec<Failure>) -> Res
     Ok(entries)
 }
 
-fn refuse_too_many(failures: &[Failure], count: usize, config: &DataConfig) -> Result<()> {
-    match failures.first() {
-        Some(first) if failures.len() as f64 > config.max_failed * count as f64 => Err(Error::TooManyUnreadable {
-            failed: failures.len(),
-            count,
-            what: format!("files of {}", config.source),
-            first: first.to_string(),
-        }),
-        _ => Ok(()),
-    }
-}
-
 /// The items that have a part in the split: of those that are held out as wholes, only the split's.
 fn part_of(items: Vec<Item>, whole_files: bool, config: &DataConfig, split: Split) -> Vec<Item> {
-    let whole = |item: &Item| whole_files || matches!(&item.media, Media::Frames(frames) if frames.len() == 1);
+    let whole =
+        |item: &Item| whole_files || matches!(&item.media, Media::Frames(frames) if frames.len() == 1);
     let mut hashes: Vec<u64> = items.iter().filter(|item| whole(item)).map(|item| hash(&item.name)).collect();
     hashes.sort_unstable();
     // A share of the hashes' range: a file stays on its side when others come or go. Neither side is left empty.
@@ -240,7 +237,8 @@ fn probe(item: Item, config: &DataConfig) -> Result<Entry> {
         }
     };
     let distance = |&(height, width): &(i64, i64)| (aspect * height as f64 / width as f64).ln().abs();
-    entry.bucket = (0..sizes.len()).min_by(|&a, &b| distance(&sizes[a]).total_cmp(&distance(&sizes[b]))).unwrap_or(0);
+    entry.bucket =
+        (0..sizes.len()).min_by(|&a, &b| distance(&sizes[a]).total_cmp(&distance(&sizes[b]))).unwrap_or(0);
     Ok(entry)
 }
 
@@ -255,7 +253,12 @@ fn decode(mut entry: Entry, sizes: &[(i64, i64)]) -> Result<Entry> {
             let rate = Some(entry.frame_rate).filter(|&rate| rate != info.frame_rate);
             // A container may promise too little; what it holds beyond its promise is left.
             let most = Some(entry.frames as u64 + 8);
-            let options = DecodeOptions { frame_rate: rate, size: Some(size), max_frames: most, ..DecodeOptions::default() };
+            let options = DecodeOptions {
+                frame_rate: rate,
+                size: Some(size),
+                max_frames: most,
+                ..DecodeOptions::default()
+            };
             let mut reader = VideoReader::open_at(location, info, &options, None)?;
             loop {
                 let chunk = reader.next_bytes(64)?;
@@ -299,7 +302,9 @@ fn read_clip(entry: &Entry, start: i64, frames: i64, size: Size) -> Result<(i64,
             }
             return Ok((start, bytes));
         }
-        (Media::Video(location), None) => return Err(Error::unreadable(&location.path, "it was never opened")),
+        (Media::Video(location), None) => {
+            return Err(Error::unreadable(&location.path, "it was never opened"));
+        }
     };
     let wanted = (frames * size.height * size.width * 3) as usize;
     let read = |start: i64| -> Result<Vec<u8>> {
@@ -323,7 +328,10 @@ fn read_clip(entry: &Entry, start: i64, frames: i64, size: Size) -> Result<(i64,
     if bytes.len() == wanted {
         return Ok((earlier, bytes));
     }
-    Err(Error::unreadable(&location.path, format!("it ends after {end} frames, {} were promised", entry.frames)))
+    Err(Error::unreadable(
+        &location.path,
+        format!("it ends after {end} frames, {} were promised", entry.frames),
+    ))
 }
 
 /// All clips that do not overlap, bucket by bucket.

@@ -16,9 +16,6 @@ use crate::{Clip, ClipSource, Error, Failure, Result};
 /// Clips tried in place of one that cannot be read.
 const ATTEMPTS: u64 = 16;
 
-/// So many clips are tried before a share of unreadable ones is judged.
-const ENOUGH: usize = 32;
-
 /// How batches are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoaderConfig {
@@ -41,6 +38,8 @@ pub struct Batch {
     pub classes: Option<Tensor>,
     /// int64 `[B, T - 1]`, where every clip has actions.
     pub actions: Option<Tensor>,
+    /// What the data set says of each clip, where it says something of every one.
+    pub captions: Option<Vec<String>>,
     /// Where each clip comes from.
     pub names: Vec<String>,
     /// Its number.
@@ -79,17 +78,19 @@ pub struct Loader {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     position: u64,
-    batch_size: usize,
-    tried: usize,
-    failed: usize,
     failures: Vec<Failure>,
     known: BTreeSet<String>,
     waited: Duration,
+    /// When the first batch was asked for.
+    began: Option<Instant>,
 }
 
 impl std::fmt::Debug for Loader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loader").field("position", &self.position).field("workers", &self.workers.len()).finish()
+        f.debug_struct("Loader")
+            .field("position", &self.position)
+            .field("workers", &self.workers.len())
+            .finish()
     }
 }
 
@@ -104,7 +105,13 @@ impl Loader {
         }
         let failures = source.failures().to_vec();
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { wanted: position, next: position, made: BTreeMap::new(), era: 0, stop: false }),
+            state: Mutex::new(State {
+                wanted: position,
+                next: position,
+                made: BTreeMap::new(),
+                era: 0,
+                stop: false,
+            }),
             changed: Condvar::new(),
             order: Order::new(source.buckets(), config.batch_size as u64, config.seed),
             source,
@@ -114,18 +121,19 @@ impl Loader {
             shared,
             workers: Vec::new(),
             position,
-            batch_size: config.batch_size,
-            tried: 0,
-            failed: 0,
             failures,
             known: BTreeSet::new(),
             waited: Duration::ZERO,
+            began: None,
         };
         for number in 0..config.workers.max(1) {
             let shared = loader.shared.clone();
-            let worker = std::thread::Builder::new().name(format!("clips {number}")).spawn(move || shared.work());
+            let worker =
+                std::thread::Builder::new().name(format!("clips {number}")).spawn(move || shared.work());
             // Those that run already stop when the loader is dropped.
-            let refused = |e: std::io::Error| Error::config("workers", config.workers, &format!("as many threads as there may be ({e})"));
+            let refused = |e: std::io::Error| {
+                Error::config("workers", config.workers, &format!("as many threads as there may be ({e})"))
+            };
             loader.workers.push(worker.map_err(refused)?);
         }
         Ok(loader)
@@ -134,10 +142,11 @@ impl Loader {
     /// The next batch. Clips that cannot be read are replaced by others, and counted.
     ///
     /// # Errors
-    /// More clips are unreadable than the source allows; ffmpeg has gone.
+    /// So many clips in a row are unreadable that nothing good can come; ffmpeg has gone.
     #[expect(clippy::should_implement_trait, reason = "an endless, fallible stream is no iterator")]
     pub fn next(&mut self) -> Result<Batch> {
         let began = Instant::now();
+        self.began.get_or_insert(began);
         let mut state = self.shared.lock();
         let made = loop {
             match state.made.remove(&self.position) {
@@ -150,29 +159,17 @@ impl Loader {
         self.shared.changed.notify_all();
         self.waited += began.elapsed();
         self.position += 1;
-        self.note(made.failures)?;
+        self.note(made.failures);
         made.batch
     }
 
-    /// Counts what could not be read.
-    fn note(&mut self, failures: Vec<Failure>) -> Result<()> {
-        self.tried += self.batch_size + failures.len();
-        self.failed += failures.len();
+    /// Reports what could not be read, each file once.
+    fn note(&mut self, failures: Vec<Failure>) {
         for failure in failures {
             if self.known.insert(failure.name.clone()) {
                 tracing::warn!("skipped: {failure}");
                 self.failures.push(failure);
             }
-        }
-        let most = self.shared.source.max_failed() * self.tried as f64;
-        match self.failures.last() {
-            Some(last) if self.tried >= ENOUGH && self.failed as f64 > most => Err(Error::TooManyUnreadable {
-                failed: self.failed,
-                count: self.tried,
-                what: "clips".into(),
-                first: last.to_string(),
-            }),
-            _ => Ok(()),
         }
     }
 
@@ -208,6 +205,12 @@ impl Loader {
     /// How long [`Loader::next`] has waited so far.
     pub fn waited(&self) -> Duration {
         self.waited
+    }
+
+    /// Share of the time since the first call of [`Loader::next`] that was spent waiting in it, 0 to 1.
+    pub fn waiting_share(&self) -> f64 {
+        let all = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
+        if all > 0.0 { self.waited.as_secs_f64() / all } else { 0.0 }
     }
 }
 
@@ -271,12 +274,8 @@ impl Shared {
             }
             drawn = self.order.replacement(number, slot, attempt);
         }
-        Err(Error::TooManyUnreadable {
-            failed: ATTEMPTS as usize,
-            count: ATTEMPTS as usize,
-            what: "clips in a row".into(),
-            first: failures.last().map(ToString::to_string).unwrap_or_default(),
-        })
+        let failures = failures.split_off(failures.len() - ATTEMPTS as usize);
+        Err(Error::AllUnreadable { what: "clips that were tried in a row".into(), failures })
     }
 }
 
@@ -298,6 +297,7 @@ fn collate(clips: Vec<Clip>, position: u64) -> Batch {
         video: Tensor::from_slice(&floats).view(size.as_slice()),
         classes: classes.map(|classes| Tensor::from_slice(&classes)),
         actions: actions.map(|actions| Tensor::stack(&actions, 0)),
+        captions: clips.iter().map(|clip| clip.caption.clone()).collect(),
         names: clips.into_iter().map(|clip| clip.name).collect(),
         position,
     }

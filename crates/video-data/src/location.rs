@@ -65,7 +65,10 @@ impl Location {
             return Err(Error::unreadable(&self.path, "the file is empty"));
         }
         if end > data.len() {
-            return Err(Error::unreadable(&self.path, "the shard is cut short within this member; fetch it again"));
+            return Err(Error::unreadable(
+                &self.path,
+                "the shard is cut short within this member; fetch it again",
+            ));
         }
         Ok(())
     }

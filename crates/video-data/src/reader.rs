@@ -84,7 +84,8 @@ impl VideoReader {
         if !(frame_rate > 0.0 && frame_rate.is_finite()) {
             return Err(Error::config("clip.frame_rate", frame_rate, "frames per second above 0"));
         }
-        let (height, width) = options.size.map_or((info.height, info.width), |size| (size.height, size.width));
+        let (height, width) =
+            options.size.map_or((info.height, info.width), |size| (size.height, size.width));
         if height < 1 || width < 1 {
             return Err(Error::config("clip.size", format!("{height}x{width}"), "at least 1x1"));
         }
@@ -272,8 +273,8 @@ pub fn is_image(path: &Path) -> bool {
 /// Whether a path's name is that of a video.
 pub fn is_video(path: &Path) -> bool {
     const KNOWN: &[&str] = &[
-        "mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "ts", "m2ts", "mts", "vob", "flv", "wmv", "asf", "ogv",
-        "3gp", "gif", "y4m", "mjpeg",
+        "mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "ts", "m2ts", "mts", "vob", "flv", "wmv",
+        "asf", "ogv", "3gp", "gif", "y4m", "mjpeg",
     ];
     extension_is(path, KNOWN)
 }
@@ -291,7 +292,10 @@ pub fn read_image(path: &Path, size: Option<Size>) -> Result<Tensor> {
 /// An image's bytes `[H, W, 3]`, turned as its EXIF data say; H and W.
 pub(crate) fn image_bytes(location: &Location, size: Option<Size>) -> Result<(Vec<u8>, i64, i64)> {
     let no_image = |e: &dyn std::fmt::Display| {
-        Error::unreadable(&location.path, format!("no image that can be read ({})", e.to_string().replace('\n', " ")))
+        Error::unreadable(
+            &location.path,
+            format!("no image that can be read ({})", e.to_string().replace('\n', " ")),
+        )
     };
     let bytes = location.read()?;
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| no_image(&e))?;
@@ -318,14 +322,18 @@ pub(crate) fn image_bytes(location: &Location, size: Option<Size>) -> Result<(Ve
 /// An image's rows and columns as shown, from its header.
 pub(crate) fn image_size(location: &Location) -> Result<(i64, i64)> {
     use image::metadata::Orientation;
-    let no_image = |e: image::ImageError| Error::unreadable(&location.path, format!("no image that can be read ({e})"));
+    let no_image =
+        |e: image::ImageError| Error::unreadable(&location.path, format!("no image that can be read ({e})"));
     let reader = ImageReader::new(Cursor::new(location.read()?)).with_guessed_format();
     let reader = reader.map_err(|e| Error::unreadable(&location.path, e.to_string()))?;
     let mut decoder = reader.into_decoder().map_err(no_image)?;
     let (width, height) = decoder.dimensions();
     let turned = matches!(
         decoder.orientation().map_err(no_image)?,
-        Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
+        Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH
     );
     let (height, width) = if turned { (width, height) } else { (height, width) };
     Ok((height.into(), width.into()))

@@ -1,7 +1,8 @@
 //! Tar shards in the WebDataset layout: the members whose names agree up to the first dot are one sample.
 //!
 //! A sample holds a video (`key.mp4`) or its frames (`key.000.jpg`, `key.001.jpg`, …), and may hold `key.cls` (the class,
-//! a number) and `key.json` (`"class"` or `"label"`: a number; `"actions"`: one number per transition between frames).
+//! a number), `key.txt` (a caption) and `key.json` (`"class"` or `"label"`: a number; `"actions"`: one number per
+//! transition between frames; `"caption"`: a text).
 //! Members are found once, by walking over the headers, and then read where they lie.
 
 use std::fs::File;
@@ -9,7 +10,7 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 
 use crate::Failure;
-use crate::catalogue::{Catalogue, Item, Media};
+use crate::catalogue::{Catalogue, Item, Labels, Media};
 use crate::location::{Location, natural};
 use crate::reader::{is_image, is_video};
 
@@ -22,15 +23,17 @@ struct Sample {
     key: String,
     video: Option<Location>,
     frames: Vec<(String, Location)>,
-    class: Option<i64>,
-    actions: Option<Vec<i64>>,
+    labels: Labels,
     problem: Option<String>,
 }
 
 /// Adds a shard's samples; what is wrong with it goes to the failures.
 pub(crate) fn read(path: &Path, name: &str, catalogue: &mut Catalogue) {
     if let Err(error) = walk(path, name, catalogue) {
-        let reason = format!("the shard is damaged or cut short ({}); fetch it again", error.to_string().replace('\n', " "));
+        let reason = format!(
+            "the shard is damaged or cut short ({}); fetch it again",
+            error.to_string().replace('\n', " ")
+        );
         catalogue.failures.push(Failure::new(path, reason));
     }
 }
@@ -51,8 +54,11 @@ fn walk(path: &Path, name: &str, catalogue: &mut Catalogue) -> std::io::Result<(
             continue;
         }
         let member = entry.path()?.to_string_lossy().into_owned();
-        let (folder, file) = member.rsplit_once('/').map_or(("", member.as_str()), |(folder, file)| (folder, file));
-        let Some((stem, extension)) = file.split_once('.').filter(|(stem, _)| !stem.is_empty()) else { continue };
+        let (folder, file) =
+            member.rsplit_once('/').map_or(("", member.as_str()), |(folder, file)| (folder, file));
+        let Some((stem, extension)) = file.split_once('.').filter(|(stem, _)| !stem.is_empty()) else {
+            continue;
+        };
         let key = if folder.is_empty() { stem.to_string() } else { format!("{folder}/{stem}") };
         if key != sample.key {
             finish(std::mem::take(&mut sample), path, name, catalogue);
@@ -63,7 +69,7 @@ fn walk(path: &Path, name: &str, catalogue: &mut Catalogue) -> std::io::Result<(
             sample.video = Some(location);
         } else if is_image(Path::new(&member)) {
             sample.frames.push((extension.to_string(), location));
-        } else if extension == "cls" || extension == "json" {
+        } else if matches!(extension, "cls" | "json" | "txt") {
             let mut text = String::new();
             let read = entry.by_ref().take(LABEL_LIMIT).read_to_string(&mut text).map(|_| ());
             let labels = read.map_err(|e| e.to_string()).and_then(|()| sample.label(extension, &text));
@@ -79,16 +85,26 @@ fn walk(path: &Path, name: &str, catalogue: &mut Catalogue) -> std::io::Result<(
 
 impl Sample {
     fn label(&mut self, extension: &str, text: &str) -> Result<(), String> {
+        let labels = &mut self.labels;
+        if extension == "txt" {
+            labels.caption = Some(text.trim().to_string());
+            return Ok(());
+        }
         if extension == "cls" {
-            let class = text.trim().parse().map_err(|_| format!("the class {:?} is no number", text.trim()))?;
-            self.class = Some(class);
+            let class =
+                text.trim().parse().map_err(|_| format!("the class {:?} is no number", text.trim()))?;
+            labels.class = Some(class);
             return Ok(());
         }
         let json: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
-        self.class = self.class.or(["class", "label"].iter().find_map(|key| json.get(key)?.as_i64()));
+        labels.class = labels.class.or(["class", "label"].iter().find_map(|key| json.get(key)?.as_i64()));
+        if labels.caption.is_none() {
+            labels.caption = json.get("caption").and_then(|text| text.as_str()).map(str::to_string);
+        }
         if let Some(actions) = json.get("actions") {
-            let numbers = actions.as_array().and_then(|all| all.iter().map(serde_json::Value::as_i64).collect());
-            self.actions = Some(numbers.ok_or("\"actions\" is no list of whole numbers")?);
+            let numbers =
+                actions.as_array().and_then(|all| all.iter().map(serde_json::Value::as_i64).collect());
+            labels.actions = Some(numbers.ok_or("\"actions\" is no list of whole numbers")?);
         }
         Ok(())
     }
@@ -109,5 +125,5 @@ fn finish(mut sample: Sample, path: &Path, name: &str, catalogue: &mut Catalogue
         None => return,
     };
     let name = format!("{name}/{}", sample.key);
-    catalogue.items.push(Item { name, media, class: sample.class, actions: sample.actions });
+    catalogue.items.push(Item { name, media, labels: sample.labels });
 }

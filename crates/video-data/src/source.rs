@@ -29,6 +29,8 @@ pub struct Clip {
     pub class: Option<i64>,
     /// What was done between one frame and the next, int64 `[T - 1]`, where the data set has actions.
     pub actions: Option<Tensor>,
+    /// What its text file says of it, where the data set has texts.
+    pub caption: Option<String>,
 }
 
 impl Clip {
@@ -72,18 +74,13 @@ pub trait ClipSource: Send + Sync {
     fn skipped(&self) -> usize {
         self.failures().len()
     }
-
-    /// Share of clips that may be unreadable before the source is given up: [`DataConfig::max_failed`].
-    fn max_failed(&self) -> f64 {
-        0.0
-    }
 }
 
 /// Opens what a config names. The seed makes the worlds' training clips; held-out clips are the same for all seeds.
 ///
 /// # Errors
-/// A config value that means nothing, a path that does not exist, more unreadable files than the config allows, files
-/// too short for a clip.
+/// A config value that means nothing, a path that does not exist, files that all are unreadable or too short for a
+/// clip.
 pub fn open(config: &DataConfig, split: Split, seed: u64) -> Result<Box<dyn ClipSource>> {
     config.validate()?;
     if worlds::is_world(&config.source) {
@@ -96,7 +93,7 @@ pub fn open(config: &DataConfig, split: Split, seed: u64) -> Result<Box<dyn Clip
 /// ones, and those that cannot be read.
 ///
 /// # Errors
-/// More of them are unreadable than the config allows.
+/// All of them are unreadable; ffmpeg is absent.
 pub fn spread_clips(source: &dyn ClipSource, count: usize) -> Result<(Vec<Clip>, Vec<Failure>)> {
     let count = count as u64;
     let (tried, step) = match source.len() {
@@ -111,13 +108,8 @@ pub fn spread_clips(source: &dyn ClipSource, count: usize) -> Result<(Vec<Clip>,
             Err(error) => return Err(error),
         }
     }
-    match failures.first() {
-        Some(first) if failures.len() as f64 > source.max_failed() * tried as f64 => Err(Error::TooManyUnreadable {
-            failed: failures.len(),
-            count: tried as usize,
-            what: "clips".into(),
-            first: first.to_string(),
-        }),
-        _ => Ok((clips, failures)),
+    if clips.is_empty() && !failures.is_empty() {
+        return Err(Error::AllUnreadable { what: "clips".into(), failures });
     }
+    Ok((clips, failures))
 }

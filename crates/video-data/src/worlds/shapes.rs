@@ -111,6 +111,14 @@ impl Scene {
         Self { shapes, background, shading: (turn.cos(), turn.sin()) }
     }
 
+    /// The same scene with that many frames where it had one.
+    pub fn slowed(mut self, factor: f64) -> Self {
+        for shape in &mut self.shapes {
+            shape.velocity = (shape.velocity.0 / factor, shape.velocity.1 / factor);
+        }
+        self
+    }
+
     /// One frame as bytes in the order row, column, RGB.
     pub fn render(&self, frame: usize, height: usize, width: usize) -> Vec<u8> {
         let side = height.min(width) as f64;
