@@ -98,8 +98,9 @@ pub(crate) fn measure_duration(location: &Location) -> Result<f64> {
     input(&mut command, location);
     command.args(["-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "pipe:2", "-"]);
     let text = run(&mut command, location)?;
-    let times = text.lines().filter_map(|line| line.strip_prefix("out_time_us=")?.trim().parse::<f64>().ok());
-    times.last().map(|microseconds| microseconds / 1e6).ok_or_else(|| {
+    let mut times =
+        text.lines().filter_map(|line| line.strip_prefix("out_time_us=")?.trim().parse::<f64>().ok());
+    times.next_back().map(|microseconds| microseconds / 1e6).ok_or_else(|| {
         Error::unreadable(&location.path, format!("its length is not known ({})", complaint(&text)))
     })
 }

@@ -29,19 +29,21 @@ struct Sample {
 
 /// Adds a shard's samples; what is wrong with it goes to the failures.
 pub(crate) fn read(path: &Path, name: &str, catalogue: &mut Catalogue) {
+    let before = catalogue.items.len() + catalogue.failures.len();
     if let Err(error) = walk(path, name, catalogue) {
         let reason = format!(
             "the shard is damaged or cut short ({}); fetch it again",
             error.to_string().replace('\n', " ")
         );
         catalogue.failures.push(Failure::new(path, reason));
+    } else if catalogue.items.len() + catalogue.failures.len() == before {
+        catalogue.failures.push(Failure::new(path, "it holds no video and no picture"));
     }
 }
 
 fn walk(path: &Path, name: &str, catalogue: &mut Catalogue) -> std::io::Result<()> {
     let mut archive = tar::Archive::new(BufReader::new(File::open(path)?));
     let mut sample = Sample::default();
-    let before = catalogue.items.len() + catalogue.failures.len();
     for entry in archive.entries_with_seek()? {
         let mut entry = match entry {
             Ok(entry) => entry,
@@ -77,9 +79,6 @@ fn walk(path: &Path, name: &str, catalogue: &mut Catalogue) -> std::io::Result<(
         }
     }
     finish(sample, path, name, catalogue);
-    if catalogue.items.len() + catalogue.failures.len() == before {
-        return Err(std::io::Error::other("it holds no video and no picture"));
-    }
     Ok(())
 }
 

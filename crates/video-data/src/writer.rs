@@ -30,9 +30,12 @@ fn to_bytes(video: &Tensor) -> Result<(Vec<u8>, [usize; 3])> {
 /// A temporary file beside the target, so that renaming it stays on one disk.
 fn temporary(target: &Path, suffix: &str) -> Result<tempfile::TempPath> {
     let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    tempfile::Builder::new()
-        .prefix(".vireo-")
-        .suffix(suffix)
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".vireo-").suffix(suffix);
+    // Readable as any file that one makes, not for its owner alone; the umask is applied to it.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder
         .tempfile_in(folder)
         .map(tempfile::NamedTempFile::into_temp_path)
         .map_err(|e| Error::unwritable(target, e))
@@ -47,6 +50,9 @@ fn rename(temporary: tempfile::TempPath, target: &Path) -> Result<()> {
 /// # Errors
 /// The folder cannot be written, the disk is full.
 pub fn write_png(path: &Path, picture: &Tensor) -> Result<()> {
+    if picture.dim() != 3 {
+        return Err(Error::Shape { actual: picture.size(), expected: "[3, H, W]".into() });
+    }
     let (bytes, [_, h, w]) = to_bytes(&picture.unsqueeze(1))?;
     let temporary = temporary(path, ".png")?;
     image::save_buffer_with_format(
@@ -88,11 +94,12 @@ pub fn write_gif(path: &Path, video: &Tensor, frame_rate: f64) -> Result<()> {
     rename(temporary, path)
 }
 
-/// An MP4 (H.264) being written, of any length.
+/// An MP4 (H.264) being written, of any length. Dropped before it is finished, it leaves nothing behind.
 #[derive(Debug)]
 pub struct VideoWriter {
     target: PathBuf,
-    temporary: tempfile::TempPath,
+    /// `None` once it has its name.
+    temporary: Option<tempfile::TempPath>,
     child: Child,
     stderr: Option<ChildStderr>,
     height: usize,
@@ -145,7 +152,7 @@ impl VideoWriter {
         let stderr = child.stderr.take();
         Ok(Self {
             target: path.into(),
-            temporary,
+            temporary: Some(temporary),
             child,
             stderr,
             height: height as usize,
@@ -186,7 +193,10 @@ impl VideoWriter {
         if !status.success() {
             return Err(Error::unwritable(&self.target, complaint));
         }
-        rename(self.temporary, &self.target)
+        match self.temporary.take() {
+            Some(temporary) => rename(temporary, &self.target),
+            None => Ok(()),
+        }
     }
 
     /// All that ffmpeg said; waits for it to end.
@@ -197,6 +207,14 @@ impl VideoWriter {
             let _ = stderr.read_to_string(&mut text);
         }
         complaint(&text)
+    }
+}
+
+impl Drop for VideoWriter {
+    fn drop(&mut self) {
+        // Before the temporary file goes: ffmpeg would go on with it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

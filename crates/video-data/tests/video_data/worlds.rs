@@ -1,0 +1,125 @@
+//! The synthetic worlds: what they show is what they say.
+
+use proptest::prelude::*;
+use tch::{Kind, Tensor};
+use video_data::worlds::maze::{Action, Walk};
+use video_data::worlds::shapes::Scene;
+use video_data::{ClipConfig, DataConfig, Error, Split, open};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn a_walk_is_what_its_actions_make_of_it(seed: u64, index in 0u64..1000, frames in 1usize..300) {
+        let walk = Walk::new(seed, index, frames);
+        prop_assert_eq!((walk.poses.len(), walk.actions.len()), (frames, frames - 1));
+        for (pair, &action) in walk.poses.windows(2).zip(&walk.actions) {
+            let next = walk.maze.step(pair[0], action);
+            prop_assert!((next.x - pair[1].x).abs() < 1e-9 && (next.y - pair[1].y).abs() < 1e-9);
+            prop_assert_eq!(next.heading, pair[1].heading);
+            prop_assert!(walk.maze.is_free(next.x as usize, next.y as usize));
+            // Nothing stops the walker: it knows the way.
+            prop_assert!(action != Action::Forward || (next.x - pair[0].x).hypot(next.y - pair[0].y) > 0.2);
+        }
+        let longer = Walk::new(seed, index, frames + 50);
+        prop_assert_eq!(&longer.poses[..frames], &walk.poses[..]);
+    }
+
+    #[test]
+    fn nobody_gets_into_a_wall(seed: u64, actions in prop::collection::vec(0..Action::COUNT, 0..300)) {
+        let walk = Walk::new(seed, 0, 1);
+        let mut pose = walk.poses[0];
+        for number in actions {
+            pose = walk.maze.step(pose, Action::from_number(number).unwrap());
+            prop_assert!(walk.maze.is_free(pose.x as usize, pose.y as usize));
+        }
+        prop_assert_eq!(walk.maze.render(pose, 6, 8).len(), 6 * 8 * 3);
+    }
+}
+
+#[test]
+fn places_are_seen_again() {
+    let again = (0..20).filter(|&index| {
+        let poses = Walk::new(3, index, 400).poses;
+        (40..400).any(|late| {
+            (0..late - 40).any(|early| {
+                let (a, b) = (poses[early], poses[late]);
+                a.heading == b.heading && (a.x - b.x).abs() + (a.y - b.y).abs() < 1e-9
+            })
+        })
+    });
+    assert!(again.count() >= 18);
+}
+
+#[test]
+fn the_maze_has_actions_and_shapes_have_none() {
+    let clip = |source: &str, split, seed, index| {
+        open(&DataConfig::new(source, ClipConfig::square(6, 24)), split, seed).unwrap().clip(index).unwrap()
+    };
+    let maze = clip("maze", Split::Train, 0, 5);
+    assert_eq!(maze.actions.as_ref().unwrap().size(), [5]);
+    assert_eq!(maze.actions.as_ref().unwrap().kind(), Kind::Int64);
+    for source in ["shapes", "maze"] {
+        let one = clip(source, Split::Train, 0, 5);
+        assert_eq!(one.video.size(), [3, 6, 24, 24]);
+        assert_eq!(one.video, clip(source, Split::Train, 0, 5).video);
+        assert_ne!(one.video, clip(source, Split::Train, 0, 6).video);
+        assert_ne!(one.video, clip(source, Split::Train, 1, 5).video);
+        let held_out = clip(source, Split::HeldOut, 0, 5);
+        assert_ne!(one.video, held_out.video);
+        assert_eq!(held_out.video, clip(source, Split::HeldOut, 1, 5).video);
+        let spread = one.video.to_kind(Kind::Float).std(false).double_value(&[]);
+        assert!(spread > 15.0, "{source}: {spread}");
+    }
+    assert!(clip("shapes", Split::Train, 0, 5).actions.is_none());
+}
+
+#[test]
+fn shapes_move_with_the_frame_rate() {
+    let clip = |rate| {
+        let clip = ClipConfig { frame_rate: rate, ..ClipConfig::square(3, 24) };
+        open(&DataConfig::new("shapes", clip), Split::HeldOut, 0).unwrap().clip(1).unwrap().video
+    };
+    let (slow, usual): (Tensor, Tensor) = (clip(Some(16.0)), clip(None));
+    assert_eq!(usual, clip(Some(8.0)));
+    assert_eq!(slow.select(1, 2), usual.select(1, 1));
+    assert_ne!(slow.select(1, 1), usual.select(1, 1));
+    let scene = Scene::new(1, 2);
+    assert!((2..=4).contains(&scene.shapes.len()));
+}
+
+#[test]
+fn values_that_mean_nothing_are_refused() {
+    let base = || DataConfig::new("shapes", ClipConfig::square(4, 16));
+    let clip = || ClipConfig::square(4, 16);
+    let refused = [
+        ("clip.size", DataConfig { clip: ClipConfig::square(4, 0), ..base() }),
+        ("clip.frames", DataConfig { clip: ClipConfig::square(0, 16), ..base() }),
+        (
+            "clip.frame_rate",
+            DataConfig { clip: ClipConfig { frame_rate: Some(f64::NAN), ..clip() }, ..base() },
+        ),
+        (
+            "clip.frame_rate",
+            DataConfig {
+                source: "maze".into(),
+                clip: ClipConfig { frame_rate: Some(5.0), ..clip() },
+                ..base()
+            },
+        ),
+        ("held_out", DataConfig { held_out: 1.0, ..base() }),
+        ("flip", DataConfig { source: "maze".into(), flip: true, ..base() }),
+        ("clip.buckets", DataConfig { clip: ClipConfig { buckets: vec![[8, 16]], ..clip() }, ..base() }),
+        ("source", DataConfig { source: "no such thing".into(), ..base() }),
+    ];
+    for (name, config) in refused {
+        let error = open(&config, Split::Train, 0).map(|_| ()).unwrap_err();
+        assert!(matches!(&error, Error::Config { field, .. } if field == name), "{name}: {error}");
+        assert!(error.to_string().starts_with("data.") && !error.to_string().contains('\n'), "{error}");
+    }
+    let text = r#"{ "source": "maze", "clip": { "frames": 9, "size": [32, 48] } }"#;
+    let config: DataConfig = serde_json::from_str(text).unwrap();
+    assert_eq!(config.clip.sizes(), [(32, 48)]);
+    assert_eq!(config.held_out, 0.15);
+    assert!(serde_json::from_str::<DataConfig>(&text.replace("source", "sauce")).is_err());
+}
