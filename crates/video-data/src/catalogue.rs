@@ -65,7 +65,7 @@ pub(crate) fn list(source: &str, frames: i64) -> Result<Catalogue> {
             return Err(Error::config("source", source, &expected));
         }
         if path.is_dir() {
-            folder(&path, frames, &mut catalogue)?;
+            folder(&path, frames, &mut catalogue);
         } else if is_shard(&path) {
             shards::read(&path, &name_of(&path, &path), &mut catalogue);
         } else {
@@ -112,7 +112,7 @@ fn expand(source: &str) -> Vec<PathBuf> {
     range.unwrap_or_else(|| vec![source.into()])
 }
 
-fn folder(root: &Path, frames: i64, catalogue: &mut Catalogue) -> Result<()> {
+fn folder(root: &Path, frames: i64, catalogue: &mut Catalogue) {
     let mut files: Vec<(String, PathBuf)> = Vec::new();
     for entry in walkdir::WalkDir::new(root).follow_links(true) {
         match entry {
@@ -156,7 +156,6 @@ fn folder(root: &Path, frames: i64, catalogue: &mut Catalogue) -> Result<()> {
     }
     catalogue.items[first..].sort_by(|a, b| natural(&a.name, &b.name));
     label_by_folder(&mut catalogue.items[first..]);
-    Ok(())
 }
 
 /// Whether pictures can be the frames of one video: enough of them, and the first, middle and last of one size.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, Split};
 
 /// Where clips come from, and their shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,6 +13,10 @@ pub struct DataConfig {
     pub source: String,
     /// The clips.
     pub clip: ClipConfig,
+    /// Rows and columns of the window that each training clip is cut to, anywhere within `clip.size`. Held-out clips
+    /// stay whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_crop: Option<ClipSize>,
     /// Mirrors half of the training clips left to right. Shapes are as often mirrored as not anyway.
     #[serde(default)]
     pub flip: bool,
@@ -55,8 +59,8 @@ pub struct ClipConfig {
     pub frames: i64,
     /// Rows and columns: one number, or [rows, columns].
     pub size: ClipSize,
-    /// Frames per second at which videos are read; their own if none. Shapes move as fast as at 8 if none; the maze has
-    /// none, as an action is a frame.
+    /// Frames per second at which videos are read; their own if none. The shapes' is 8 if none; the maze has none, as an
+    /// action is a frame.
     #[serde(default)]
     pub frame_rate: Option<f64>,
     /// Further sizes, for files of mixed shapes: each file takes the size whose aspect ratio is nearest to its own, and
@@ -104,10 +108,19 @@ impl DataConfig {
         Self {
             source: source.into(),
             clip,
+            train_crop: None,
             flip: false,
             held_out: held_out(),
             held_out_by: None,
             memory: memory(),
+        }
+    }
+
+    /// All sizes, rows and columns, in which the clips of a split are handed out.
+    pub fn sizes(&self, split: Split) -> Vec<(i64, i64)> {
+        match self.train_crop {
+            Some(crop) if split == Split::Train => vec![crop.height_width()],
+            _ => self.clip.sizes(),
         }
     }
 
@@ -123,6 +136,16 @@ impl DataConfig {
                     "clip.size",
                     format!("{height}x{width}"),
                     "1 to 16384 pixels a side",
+                ));
+            }
+        }
+        if let Some((rows, columns)) = self.train_crop.map(ClipSize::height_width) {
+            let fits = |&(height, width): &(i64, i64)| rows <= height && columns <= width;
+            if rows < 1 || columns < 1 || !self.clip.sizes().iter().all(fits) {
+                return Err(Error::config(
+                    "train_crop",
+                    format!("{rows}x{columns}"),
+                    "1 pixel a side to the size of the smallest clip (clip.size, clip.buckets)",
                 ));
             }
         }

@@ -1,14 +1,16 @@
 //! Clips cut from files: kept decoded in memory where they fit, decoded clip by clip where not.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::catalogue::{Catalogue, Item, Media, list};
+use crate::catalogue::{Catalogue, Item, Labels, Media, list};
 use crate::ffmpeg::{VideoInfo, measure_duration, probe_at};
-use crate::frames::planar;
+use crate::frames::{Window, planar};
+use crate::location::Location;
 use crate::reader::{image_bytes, image_size};
 use crate::{
     Clip, ClipSource, DataConfig, DecodeOptions, Error, Failure, Fit, HeldOutBy, Result, Size, Split,
@@ -18,11 +20,24 @@ use crate::{
 /// So many files and more are held out by name unless the config says otherwise.
 const MANY_FILES: usize = 20;
 
+/// The most frames of a file; a container that promises more is not believed.
+const MOST_FRAMES: f64 = (1 << 26) as f64;
+
+/// What is known of an item's bytes once it was looked into.
+enum Opened {
+    /// A video, and the frame rate at which it is read.
+    Video(Location, VideoInfo, f64),
+    /// Pictures, one a frame.
+    Frames(Vec<Location>),
+}
+
 /// One item that can be read, as far as it belongs to the split.
 struct Entry {
-    item: Item,
-    info: Option<VideoInfo>,
-    frame_rate: f64,
+    name: String,
+    /// Where errors point to.
+    path: PathBuf,
+    labels: Labels,
+    media: Opened,
     /// Which of the clips' sizes it is read at.
     bucket: usize,
     /// Its frames, as far as is known before decoding.
@@ -63,28 +78,33 @@ impl Files {
         let mut entries = keep_or_note(probed, &mut failures)?;
         let sizes = config.clip.sizes();
         let frame_bytes = |entry: &Entry| (sizes[entry.bucket].0 * sizes[entry.bucket].1 * 3) as u64;
+        // Of both splits, so that both are read in the same way.
         let total: u64 = entries.iter().map(|entry| frame_bytes(entry) * entry.frames as u64).sum();
         for entry in &mut entries {
             entry.part = part(entry, whole_files, config, split);
         }
-        if total <= config.memory << 20 {
+        if total <= config.memory.saturating_mul(1 << 20) {
             let decoded = entries.into_par_iter().map(|entry| decode(entry, &sizes)).collect();
             entries = keep_or_note(decoded, &mut failures)?;
         }
         if entries.is_empty() && !failures.is_empty() {
             return Err(Error::AllUnreadable { what: format!("files of {}", config.source), failures });
         }
-        for failure in &failures {
-            tracing::warn!("left out: {failure}");
-        }
         let (clips, buckets) = cut(&entries, sizes.len(), config.clip.frames);
         if clips.is_empty() {
             return Err(nothing_to_cut(&entries, config, split));
         }
+        for entry in entries.iter().filter(|entry| entry.frames < config.clip.frames) {
+            let reason = format!("too short: {} frames, a clip has {}", entry.frames, config.clip.frames);
+            failures.push(Failure::new(&entry.path, reason));
+        }
+        for failure in &failures {
+            tracing::warn!("left out: {failure}");
+        }
         Ok(Self { entries, clips, buckets, sizes, failures, config: config.clone(), split })
     }
 
-    fn cut_clip(&self, entry: &Entry, start: i64, flip: bool) -> Result<Clip> {
+    fn cut_clip(&self, entry: &Entry, start: i64, window: Window, flip: bool) -> Result<Clip> {
         let frames = self.config.clip.frames;
         let (height, width) = self.sizes[entry.bucket];
         let frame = (height * width * 3) as usize;
@@ -99,23 +119,21 @@ impl Files {
                 (read.0, read.1.as_slice())
             }
         };
-        let actions = match &entry.item.labels.actions {
+        let actions = match &entry.labels.actions {
             None => None,
             Some(all) => Some(tch::Tensor::from_slice(
                 all.get(start as usize..(start + frames - 1) as usize).ok_or_else(|| {
-                    Error::unreadable(
-                        entry.item.path(),
-                        format!("{} actions do not reach the clip's end", all.len()),
-                    )
+                    let problem = format!("{} actions do not reach the clip's end", all.len());
+                    Error::unreadable(&entry.path, problem)
                 })?,
             )),
         };
         Ok(Clip {
-            video: planar(bytes, frames, height, width, flip),
-            name: format!("{} from frame {start}", entry.item.name),
-            class: entry.item.labels.class,
+            video: planar(bytes, (height, width), window, flip),
+            name: format!("{} from frame {start}", entry.name),
+            class: entry.labels.class,
             actions,
-            caption: entry.item.labels.caption.clone(),
+            caption: entry.labels.caption.clone(),
         })
     }
 }
@@ -127,7 +145,8 @@ impl ClipSource for Files {
 
     fn clip(&self, index: u64) -> Result<Clip> {
         let (entry, start) = self.clips[(index % self.clips.len() as u64) as usize];
-        self.cut_clip(&self.entries[entry], start, false)
+        let entry = &self.entries[entry];
+        self.cut_clip(entry, start, Window::whole(self.sizes[entry.bucket]), false)
     }
 
     fn varied(&self, index: u64, seed: u64) -> Result<Clip> {
@@ -139,7 +158,8 @@ impl ClipSource for Files {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let start = rng.random_range(entry.part.start..=entry.part.end - self.config.clip.frames);
         let flip = self.config.flip && rng.random_bool(0.5);
-        self.cut_clip(entry, start, flip)
+        let window = Window::draw(self.sizes[entry.bucket], self.config.train_crop, &mut rng);
+        self.cut_clip(entry, start, window, flip)
     }
 
     fn buckets(&self) -> Vec<Range<u64>> {
@@ -205,113 +225,120 @@ fn part(entry: &Entry, whole_files: bool, config: &DataConfig, split: Split) -> 
 /// Size, rate and length of an item.
 fn probe(item: Item, config: &DataConfig) -> Result<Entry> {
     let sizes = config.clip.sizes();
-    let mut entry =
-        Entry { item, info: None, frame_rate: 1.0, bucket: 0, frames: 1, part: 0..0, decoded: None };
-    let aspect = match &entry.item.media {
+    let path = item.path().to_path_buf();
+    let (media, frames, aspect) = match item.media {
         Media::Video(location) => {
-            let mut info = probe_at(location)?;
+            let mut info = probe_at(&location)?;
             let seconds = match info.duration {
                 Some(seconds) => seconds,
-                None => measure_duration(location)?,
+                None => measure_duration(&location)?,
             };
             info.duration = Some(seconds);
-            entry.frame_rate = config.clip.frame_rate.unwrap_or(info.frame_rate);
+            let frame_rate = config.clip.frame_rate.unwrap_or(info.frame_rate);
+            if item.labels.actions.is_some() && frame_rate != info.frame_rate {
+                let expected = format!(
+                    "none, as {} has an action for each of its own frames ({} a second)",
+                    path.display(),
+                    info.frame_rate
+                );
+                return Err(Error::config("clip.frame_rate", frame_rate, &expected));
+            }
             // Containers round durations: a little is forgiven.
-            entry.frames = ((seconds * entry.frame_rate + 0.05).floor() as i64).max(1);
+            let frames = (seconds * frame_rate + 0.05).floor().max(1.0);
+            if frames > MOST_FRAMES {
+                return Err(Error::unreadable(&path, format!("a length of {seconds} s is not believed")));
+            }
             let aspect = info.aspect();
-            entry.info = Some(info);
-            aspect
+            (Opened::Video(location, info, frame_rate), frames as i64, aspect)
         }
         Media::Frames(locations) => {
-            for location in locations {
+            for location in &locations {
                 location.check()?;
             }
-            entry.frames = locations.len() as i64;
-            match locations.first() {
+            let aspect = match locations.first() {
                 Some(first) if sizes.len() > 1 => {
                     let (height, width) = image_size(first)?;
                     width as f64 / height as f64
                 }
                 _ => 1.0,
-            }
+            };
+            let frames = locations.len() as i64;
+            (Opened::Frames(locations), frames, aspect)
         }
     };
     let distance = |&(height, width): &(i64, i64)| (aspect * height as f64 / width as f64).ln().abs();
-    entry.bucket =
+    let bucket =
         (0..sizes.len()).min_by(|&a, &b| distance(&sizes[a]).total_cmp(&distance(&sizes[b]))).unwrap_or(0);
-    Ok(entry)
+    let Item { name, labels, .. } = item;
+    Ok(Entry { name, path, labels, media, bucket, frames, part: 0..0, decoded: None })
 }
 
 /// Decodes an entry's part into memory.
 fn decode(mut entry: Entry, sizes: &[(i64, i64)]) -> Result<Entry> {
     let (height, width) = sizes[entry.bucket];
-    let frame = (height * width * 3) as usize;
     let size = Size { height, width, fit: Fit::Cover };
-    let mut bytes = Vec::new();
-    match (&entry.item.media, &entry.info) {
-        (Media::Video(location), Some(info)) => {
-            let rate = Some(entry.frame_rate).filter(|&rate| rate != info.frame_rate);
-            // A container may promise too little; what it holds beyond its promise is left.
-            let most = Some(entry.frames as u64 + 8);
-            let options = DecodeOptions {
-                frame_rate: rate,
-                size: Some(size),
-                max_frames: most,
-                ..DecodeOptions::default()
-            };
-            let mut reader = VideoReader::open_at(location, info, &options, None)?;
-            loop {
-                let chunk = reader.next_bytes(64)?;
-                if chunk.is_empty() {
-                    break;
-                }
-                bytes.extend(chunk);
-            }
-        }
-        (Media::Frames(locations), _) => {
-            for location in &locations[entry.part.start as usize..entry.part.end as usize] {
-                bytes.extend(image_bytes(location, Some(size))?.0);
-            }
-            entry.decoded = Some(bytes);
+    let (location, info, frame_rate) = match &entry.media {
+        Opened::Video(location, info, frame_rate) => (location, info, *frame_rate),
+        Opened::Frames(locations) => {
+            entry.decoded = Some(read_pictures(locations, &entry.part, size)?);
             return Ok(entry);
         }
-        (Media::Video(_), None) => {}
+    };
+    let options = DecodeOptions {
+        frame_rate: Some(frame_rate).filter(|&rate| rate != info.frame_rate),
+        size: Some(size),
+        // A container may promise too little; what it holds beyond its promise is left.
+        max_frames: Some(entry.frames as u64 + 8),
+        ..DecodeOptions::default()
+    };
+    let mut reader = VideoReader::open_at(location, info, &options, None)?;
+    let mut bytes = Vec::new();
+    loop {
+        let chunk = reader.next_bytes(64)?;
+        if chunk.is_empty() {
+            break;
+        }
+        bytes.extend(chunk);
     }
+    let frame = (height * width * 3) as usize;
     let frames = (bytes.len() / frame) as i64;
     if frames == 0 {
-        return Err(Error::unreadable(entry.item.path(), "it holds no frame"));
+        return Err(Error::unreadable(&entry.path, "it holds no frame"));
     }
     // The border between the splits stays where the container's length put it; the end is where the frames end.
     let end = if entry.part.end == entry.frames { frames } else { entry.part.end.min(frames) };
     entry.part.end = end.max(entry.part.start);
-    bytes.truncate(end.max(0) as usize * frame);
+    entry.frames = frames;
+    bytes.truncate(end as usize * frame);
     bytes.drain(..(entry.part.start as usize * frame).min(bytes.len()));
     bytes.shrink_to_fit();
     entry.decoded = Some(bytes);
     Ok(entry)
 }
 
+/// Some pictures of a sequence, one after the other.
+fn read_pictures(locations: &[Location], range: &Range<i64>, size: Size) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for location in &locations[range.start as usize..range.end as usize] {
+        bytes.extend(image_bytes(location, Some(size))?.0);
+    }
+    Ok(bytes)
+}
+
 /// One clip straight from its file, and the frame that it begins at.
 fn read_clip(entry: &Entry, start: i64, frames: i64, size: Size) -> Result<(i64, Vec<u8>)> {
-    let (location, info) = match (&entry.item.media, &entry.info) {
-        (Media::Video(location), Some(info)) => (location, info),
-        (Media::Frames(locations), _) => {
-            let mut bytes = Vec::new();
-            for location in &locations[start as usize..(start + frames) as usize] {
-                bytes.extend(image_bytes(location, Some(size))?.0);
-            }
-            return Ok((start, bytes));
-        }
-        (Media::Video(location), None) => {
-            return Err(Error::unreadable(&location.path, "it was never opened"));
+    let (location, info, frame_rate) = match &entry.media {
+        Opened::Video(location, info, frame_rate) => (location, info, *frame_rate),
+        Opened::Frames(locations) => {
+            return Ok((start, read_pictures(locations, &(start..start + frames), size)?));
         }
     };
     let wanted = (frames * size.height * size.width * 3) as usize;
     let read = |start: i64| -> Result<Vec<u8>> {
         let options = DecodeOptions {
             // Half a frame early, so that rounding cannot lose the first one.
-            start_seconds: ((start as f64 - 0.5) / entry.frame_rate).max(0.0),
-            frame_rate: Some(entry.frame_rate).filter(|&rate| rate != info.frame_rate),
+            start_seconds: ((start as f64 - 0.5) / frame_rate).max(0.0),
+            frame_rate: Some(frame_rate).filter(|&rate| rate != info.frame_rate),
             max_frames: Some(frames as u64),
             size: Some(size),
         };
@@ -328,10 +355,8 @@ fn read_clip(entry: &Entry, start: i64, frames: i64, size: Size) -> Result<(i64,
     if bytes.len() == wanted {
         return Ok((earlier, bytes));
     }
-    Err(Error::unreadable(
-        &location.path,
-        format!("it ends after {end} frames, {} were promised", entry.frames),
-    ))
+    let problem = format!("it ends after {end} frames, {} were promised", entry.frames);
+    Err(Error::unreadable(&entry.path, problem))
 }
 
 /// All clips that do not overlap, bucket by bucket.
@@ -350,17 +375,16 @@ fn cut(entries: &[Entry], buckets: usize, length: i64) -> (Vec<(usize, i64)>, Ve
 }
 
 fn nothing_to_cut(entries: &[Entry], config: &DataConfig, split: Split) -> Error {
-    let longest = entries.iter().map(|entry| entry.frames).max().unwrap_or(0);
-    if longest >= config.clip.frames && split == Split::HeldOut {
-        return Error::config(
-            "held_out",
-            config.held_out,
-            &format!(
-                "data of which something can be held out: a video of at least {} frames (the longest has {longest}), or two files with held_out_by = \"name\"",
-                2 * config.clip.frames
-            ),
+    let needed = config.clip.frames;
+    let longest = entries.iter().map(|entry| entry.frames).max();
+    if split == Split::HeldOut && longest.is_none_or(|longest| longest >= needed) {
+        let expected = format!(
+            "data of which something can be held out: a video of at least {} frames, or two files with held_out_by = \"name\"",
+            2 * needed
         );
+        return Error::config("held_out", config.held_out, &expected);
     }
+    let longest = longest.unwrap_or(0);
     let expected = format!("at most {longest}, the frames of the longest file; or a higher clip.frame_rate");
-    Error::config("clip.frames", config.clip.frames, &expected)
+    Error::config("clip.frames", needed, &expected)
 }

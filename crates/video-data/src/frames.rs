@@ -1,8 +1,9 @@
-//! Padding a video to sizes that a tokenizer takes, and cropping it back.
+//! Frames as tensors; padding a video to sizes that a tokenizer takes, and cropping it back.
 
+use rand::{Rng, RngExt};
 use tch::{Kind, Tensor};
 
-use crate::{Error, Result};
+use crate::{ClipSize, Error, Result};
 
 fn size5(video: &Tensor) -> Result<[i64; 5]> {
     let size = video.size();
@@ -47,19 +48,47 @@ pub fn crop_video(video: &Tensor, frames: i64, height: i64, width: i64) -> Resul
     Ok(video.narrow(2, 0, frames).narrow(3, 0, height).narrow(4, 0, width))
 }
 
-/// Bytes `[T, H, W, 3]` as a tensor `[3, T, H, W]`, mirrored left to right if wanted.
-pub(crate) fn planar(bytes: &[u8], frames: i64, height: i64, width: i64, flip: bool) -> Tensor {
-    let width_usize = width.max(1) as usize;
-    let mut planes = vec![0u8; bytes.len()];
-    for (c, plane) in planes.chunks_exact_mut((bytes.len() / 3).max(1)).enumerate() {
-        for (row, pixels) in plane.chunks_exact_mut(width_usize).zip(bytes.chunks_exact(3 * width_usize)) {
-            for (value, pixel) in row.iter_mut().zip(pixels.chunks_exact(3)) {
-                *value = pixel[c];
-            }
-            if flip {
-                row.reverse();
+/// The part of each frame that a clip shows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    top: i64,
+    left: i64,
+    height: i64,
+    width: i64,
+}
+
+impl Window {
+    /// All of it.
+    pub fn whole((height, width): (i64, i64)) -> Self {
+        Self { top: 0, left: 0, height, width }
+    }
+
+    /// A window of a size anywhere within frames of another, or all of them. The config has seen to it that it fits.
+    pub fn draw((height, width): (i64, i64), crop: Option<ClipSize>, rng: &mut impl Rng) -> Self {
+        let Some(crop) = crop else { return Self::whole((height, width)) };
+        let (rows, columns) = crop.height_width();
+        let top = rng.random_range(0..=height - rows);
+        Self { top, left: rng.random_range(0..=width - columns), height: rows, width: columns }
+    }
+}
+
+/// A window of frames `[T, H, W, 3]` as a tensor `[3, T, h, w]`, mirrored left to right if wanted. Plain loops: libtorch
+/// would start its own threads beside each of the loader's.
+pub(crate) fn planar(bytes: &[u8], (height, width): (i64, i64), window: Window, flip: bool) -> Tensor {
+    let (row, frame) = (3 * width as usize, 3 * (height * width) as usize);
+    let (first, end) = (3 * window.left as usize, 3 * (window.left + window.width) as usize);
+    let mut planes = Vec::with_capacity(bytes.len() / frame * 3 * (window.height * window.width) as usize);
+    for c in 0..3 {
+        for frame in bytes.chunks_exact(frame) {
+            for row in frame.chunks_exact(row).skip(window.top as usize).take(window.height as usize) {
+                let values = row[first..end].chunks_exact(3).map(|pixel| pixel[c]);
+                if flip {
+                    planes.extend(values.rev());
+                } else {
+                    planes.extend(values);
+                }
             }
         }
     }
-    Tensor::from_slice(&planes).view([3, frames, height, width])
+    Tensor::from_slice(&planes).view([3, -1, window.height, window.width])
 }

@@ -69,7 +69,7 @@ fn walk(path: &Path, name: &str, catalogue: &mut Catalogue) -> std::io::Result<(
         let location = Location::member(path, &member, entry.raw_file_position(), entry.size());
         if is_video(Path::new(&member)) {
             sample.video = Some(location);
-        } else if is_image(Path::new(&member)) {
+        } else if is_image(Path::new(&member)) && is_frame(extension) {
             sample.frames.push((extension.to_string(), location));
         } else if matches!(extension, "cls" | "json" | "txt") {
             let mut text = String::new();
@@ -80,6 +80,11 @@ fn walk(path: &Path, name: &str, catalogue: &mut Catalogue) -> std::io::Result<(
     }
     finish(sample, path, name, catalogue);
     Ok(())
+}
+
+/// Whether a picture is a frame, by what stands behind the key: `jpg` or `007.jpg`. Others (`mask.png`) are not.
+fn is_frame(extension: &str) -> bool {
+    extension.rsplit_once('.').is_none_or(|(number, _)| number.bytes().all(|c| c.is_ascii_digit()))
 }
 
 impl Sample {

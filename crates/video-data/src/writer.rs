@@ -15,6 +15,9 @@ fn to_bytes(video: &Tensor) -> Result<(Vec<u8>, [usize; 3])> {
     let [3, t, h, w] = size[..] else {
         return Err(Error::Shape { actual: size, expected: "[3, T, H, W]".into() });
     };
+    if h < 1 || w < 1 {
+        return Err(Error::Shape { actual: size, expected: "pictures of at least 1×1".into() });
+    }
     let bytes = (video.detach().to_kind(Kind::Float).clamp(-1.0, 1.0) * 127.5 + 127.5)
         .round()
         .to_kind(Kind::Uint8)

@@ -4,6 +4,8 @@
 //! off the border over a slowly shaded background; nearer ones occlude farther ones. Edges are antialiased, so that sizes
 //! and speeds below a pixel are visible.
 
+use std::ops::Range;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -23,9 +25,9 @@ pub enum Kind {
 pub struct Shape {
     /// What it is.
     pub kind: Kind,
-    /// Centre at frame 0, (x, y), 0 to 1.
+    /// Centre at time 0, (x, y), 0 to 1.
     pub position: (f64, f64),
-    /// Motion per frame.
+    /// Motion in a unit of time, which is an eighth of a second.
     pub velocity: (f64, f64),
     /// Radius (half the side of a square).
     pub radius: f64,
@@ -40,9 +42,9 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The centre at a frame, after bouncing off the border.
-    pub fn centre(&self, frame: usize) -> (f64, f64) {
-        let at = |start: f64, speed: f64| bounce(start + speed * frame as f64, self.radius);
+    /// The centre at a time, after bouncing off the border.
+    pub fn centre(&self, time: f64) -> (f64, f64) {
+        let at = |start: f64, speed: f64| bounce(start + speed * time, self.radius);
         (at(self.position.0, self.velocity.0), at(self.position.1, self.velocity.1))
     }
 
@@ -58,6 +60,20 @@ impl Shape {
                 u.abs().max(v.abs()) - 0.72 * self.radius
             }
         }
+    }
+
+    /// How much of a pixel, at an offset from the centre, is covered, with so many pixels in a length of 1: it falls from
+    /// 1 to 0 over one pixel across the edge.
+    fn cover(&self, dx: f64, dy: f64, side: f64) -> f64 {
+        (0.5 - self.distance(dx, dy) * side).clamp(0.0, 1.0)
+    }
+
+    /// The rows or columns, of so many, outside which nothing is covered.
+    fn reach(&self, centre: f64, side: f64, pixels: usize) -> Range<usize> {
+        // The corners of a turned square are 0.72 √2 radii away from its centre, and half a pixel's cover adds √½.
+        let most = 1.02 * self.radius * side + 0.71;
+        let (first, end) = (centre * side - most - 0.5, centre * side + most + 0.5);
+        first.max(0.0) as usize..(end.max(0.0) as usize).min(pixels)
     }
 }
 
@@ -111,50 +127,62 @@ impl Scene {
         Self { shapes, background, shading: (turn.cos(), turn.sin()) }
     }
 
-    /// The same scene with that many frames where it had one.
-    pub fn slowed(mut self, factor: f64) -> Self {
-        for shape in &mut self.shapes {
-            shape.velocity = (shape.velocity.0 / factor, shape.velocity.1 / factor);
-        }
-        self
-    }
-
-    /// One frame as bytes in the order row, column, RGB.
-    pub fn render(&self, frame: usize, height: usize, width: usize) -> Vec<u8> {
+    /// What is seen at a time, as bytes in the order row, column, RGB.
+    pub fn render(&self, time: f64, height: usize, width: usize) -> Vec<u8> {
         let side = height.min(width) as f64;
         let (aspect_x, aspect_y) = (width as f64 / side, height as f64 / side);
-        let centres: Vec<(f64, f64)> = self
-            .shapes
-            .iter()
-            .map(|shape| {
-                let (x, y) = shape.centre(frame);
-                (x * aspect_x, y * aspect_y)
-            })
-            .collect();
-        let mut pixels = Vec::with_capacity(height * width * 3);
+        // The centre of a pixel.
+        let at = |pixel: usize| (pixel as f64 + 0.5) / side;
+        let mut colours: Vec<[f64; 3]> = Vec::with_capacity(height * width);
         for row in 0..height {
             for column in 0..width {
-                let (x, y) = ((column as f64 + 0.5) / side, (row as f64 + 0.5) / side);
-                let share = 0.5 + 0.5 * ((x - 0.5) * self.shading.0 + (y - 0.5) * self.shading.1);
-                let mut colour: [f64; 3] = std::array::from_fn(|c| {
+                let share =
+                    0.5 + 0.5 * ((at(column) - 0.5) * self.shading.0 + (at(row) - 0.5) * self.shading.1);
+                colours.push(std::array::from_fn(|c| {
                     self.background[0][c] * (1.0 - share) + self.background[1][c] * share
-                });
-                for (shape, centre) in self.shapes.iter().zip(&centres) {
-                    let (dx, dy) = (x - centre.0, y - centre.1);
-                    // Coverage falls from 1 to 0 over one pixel across the edge.
-                    let cover = (0.5 - shape.distance(dx, dy) * side).clamp(0.0, 1.0);
+                }));
+            }
+        }
+        for shape in &self.shapes {
+            let (x, y) = shape.centre(time);
+            let centre = (x * aspect_x, y * aspect_y);
+            let (sin, cos) = shape.angle.sin_cos();
+            for row in shape.reach(centre.1, side, height) {
+                for column in shape.reach(centre.0, side, width) {
+                    let (dx, dy) = (at(column) - centre.0, at(row) - centre.1);
+                    let cover = shape.cover(dx, dy, side);
                     if cover > 0.0 {
-                        let along = (shape.angle.cos() * dx + shape.angle.sin() * dy) / (2.0 * shape.radius);
+                        let along = (cos * dx + sin * dy) / (2.0 * shape.radius);
                         let stripe = 0.5 + 0.5 * (std::f64::consts::TAU * shape.stripes * along).sin();
                         let light = 1.0 - shape.contrast * stripe;
-                        for (value, target) in colour.iter_mut().zip(shape.colour) {
+                        for (value, target) in colours[row * width + column].iter_mut().zip(shape.colour) {
                             *value = *value * (1.0 - cover) + target * light * cover;
                         }
                     }
                 }
-                pixels.extend(colour.map(|value: f64| (value.clamp(0.0, 1.0) * 255.0 + 0.5) as u8));
             }
         }
-        pixels
+        colours.into_iter().flatten().map(|value| (value.clamp(0.0, 1.0) * 255.0 + 0.5) as u8).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_covered_beyond_the_reach() {
+        for (index, side) in (0..40).zip([16usize, 33, 64, 300].into_iter().cycle()) {
+            for shape in Scene::new(7, index).shapes {
+                let (centre, length) = (shape.centre(0.37 * index as f64), side as f64);
+                let (rows, columns) =
+                    (shape.reach(centre.1, length, side), shape.reach(centre.0, length, side));
+                for (row, column) in (0..side).flat_map(|row| (0..side).map(move |column| (row, column))) {
+                    let offset = |pixel: usize, centre: f64| (pixel as f64 + 0.5) / length - centre;
+                    let cover = shape.cover(offset(column, centre.0), offset(row, centre.1), length);
+                    assert!(cover == 0.0 || rows.contains(&row) && columns.contains(&column), "{shape:?}");
+                }
+            }
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use tch::{Kind, Tensor};
 use video_data::{
-    DecodeOptions, Error, Fit, Size, VideoReader, VideoWriter, crop_video, pad_video, probe, read_image,
-    read_video, write_gif, write_mp4, write_png,
+    DecodeOptions, Error, Fit, Size, VideoReader, VideoWriter, crop_video, ffmpeg_path, is_image, pad_video,
+    probe, read_image, read_video, write_gif, write_mp4, write_png,
 };
 
 use crate::{ramp, steps};
@@ -116,9 +116,34 @@ fn what_cannot_be_written_leaves_nothing() {
     assert!(matches!(writer.push(&ramp(1, 8, 8)).unwrap_err(), Error::Shape { .. }));
     drop(writer);
     assert!(matches!(write_png(&path, &video).unwrap_err(), Error::Shape { .. }));
-    assert!(matches!(write_gif(&path, &Tensor::from(1.0), 8.0).unwrap_err(), Error::Shape { .. }));
+    for odd in [Tensor::from(1.0), ramp(2, 4, 4).narrow(3, 0, 0)] {
+        assert!(matches!(write_gif(&path, &odd, 8.0).unwrap_err(), Error::Shape { .. }));
+        assert!(matches!(write_mp4(&path, &odd, 8.0).unwrap_err(), Error::Shape { .. }));
+    }
     assert_eq!(names(folder.path()), ["x.mp4"]);
     assert_eq!(std::fs::read(&path).unwrap(), b"what was there");
+}
+
+#[test]
+fn turned_videos_and_pictures_are_read_upright() {
+    let folder = tempfile::tempdir().unwrap();
+    let (flat, turned) = (folder.path().join("flat.mp4"), folder.path().join("turned.mp4"));
+    write_mp4(&flat, &ramp(3, 32, 64), 10.0).unwrap();
+    let status = std::process::Command::new(ffmpeg_path().unwrap())
+        .args(["-loglevel", "error", "-display_rotation", "90", "-i"])
+        .arg(&flat)
+        .args(["-c", "copy"])
+        .arg(&turned)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let info = probe(&turned).unwrap();
+    assert_eq!((info.width, info.height), (32, 64));
+    let video = read_video(&turned, &DecodeOptions::default()).unwrap();
+    assert_eq!(video.size(), [1, 3, 3, 64, 32]);
+    // What got brighter to the right now does upwards.
+    let mean = |row: i64| video.select(3, row).mean(Kind::Float).double_value(&[]);
+    assert!(mean(4) > mean(60) + 0.8, "{} {}", mean(4), mean(60));
 }
 
 #[test]
@@ -168,6 +193,18 @@ fn containers_of_all_kinds_are_read() {
         let Some(path) = media(name) else { continue };
         let options = DecodeOptions { max_frames: Some(2), ..DecodeOptions::default() };
         assert_eq!(read_video(&path, &options).unwrap().size(), [1, 3, 2, height, width], "{name}");
+    }
+    for entry in media("images").iter().flat_map(|folder| folder.read_dir().unwrap()) {
+        let path = entry.unwrap().path();
+        if is_image(&path) {
+            let size = Size { height: 24, width: 32, fit: Fit::Cover };
+            assert_eq!(
+                read_image(&path, Some(size)).unwrap().size(),
+                [1, 3, 1, 24, 32],
+                "{}",
+                path.display()
+            );
+        }
     }
 }
 

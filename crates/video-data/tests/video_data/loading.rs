@@ -1,5 +1,6 @@
 //! The loader: the n-th batch is the n-th batch, whatever else happens.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,8 +8,8 @@ use std::time::Duration;
 
 use tch::{Kind, Tensor};
 use video_data::{
-    Batch, Clip, ClipConfig, ClipSource, DataConfig, Error, Loader, LoaderConfig, Result, Split, open,
-    write_mp4,
+    Batch, Clip, ClipConfig, ClipSize, ClipSource, DataConfig, Error, Loader, LoaderConfig, Result, Split,
+    open, write_mp4,
 };
 
 use crate::{config, ramp};
@@ -41,7 +42,10 @@ fn batches_depend_on_their_number_alone() {
     files.flip = true;
     let lazy = DataConfig { memory: 0, ..files.clone() };
     let world = |name: &str| DataConfig::new(name, ClipConfig::square(3, 16));
-    for config in [world("shapes"), world("maze"), files, lazy] {
+    let cropped =
+        |config: &DataConfig| DataConfig { train_crop: Some(ClipSize::Rectangle([8, 12])), ..config.clone() };
+    let crops = [cropped(&world("shapes")), cropped(&world("maze")), cropped(&files), cropped(&lazy)];
+    for config in [world("shapes"), world("maze"), files, lazy].into_iter().chain(crops) {
         let source: Arc<dyn ClipSource> = Arc::from(open(&config, Split::Train, 7).unwrap());
         let mut one = loader(&source, 1, 0);
         let batches = take(&mut one, 8);
@@ -56,10 +60,52 @@ fn batches_depend_on_their_number_alone() {
         assert!(same(&batches, &take(&mut loader(&again, 2, 0), 8)), "{}", config.source);
         for batch in &batches {
             assert_eq!(batch.video.size()[..3], [2, 3, 3]);
+            assert!(config.train_crop.is_none() || batch.video.size()[3..] == [8, 12]);
             assert_eq!(batch.video.kind(), Kind::Float);
             assert_eq!(batch.actions.is_some(), config.source == "maze");
             assert!(batch.video.abs().max().double_value(&[]) <= 1.0);
         }
+    }
+}
+
+#[test]
+fn training_windows_are_slices_of_the_whole_clip() {
+    let folder = tempfile::tempdir().unwrap();
+    let noise = Tensor::rand([3, 8, 20, 28], (Kind::Float, tch::Device::Cpu)) * 2.0 - 1.0;
+    write_mp4(&folder.path().join("noise.mp4"), &noise, 10.0).unwrap();
+    let file = DataConfig {
+        clip: ClipConfig { size: ClipSize::Rectangle([20, 28]), ..ClipConfig::square(4, 1) },
+        ..config(folder.path(), 4, 1)
+    };
+    // All that is trained on is one clip, so that its time cannot vary.
+    let file = DataConfig { held_out: 0.5, ..file };
+    let world = |name: &str| DataConfig {
+        clip: ClipConfig { size: ClipSize::Rectangle([20, 28]), ..ClipConfig::square(4, 1) },
+        ..DataConfig::new(name, ClipConfig::square(4, 1))
+    };
+    let (rows, columns) = (9, 13);
+    for config in [world("shapes"), world("maze"), file] {
+        let config = DataConfig { train_crop: Some(ClipSize::Rectangle([rows, columns])), ..config };
+        let train = open(&config, Split::Train, 0).unwrap();
+        let whole = train.clip(0).unwrap().video;
+        assert_eq!(whole.size(), [3, 4, 20, 28]);
+        let slice = |top, left| whole.narrow(2, top, rows).narrow(3, left, columns);
+        let mut places = BTreeSet::new();
+        for seed in 0..16 {
+            let window = train.varied(0, seed).unwrap().video;
+            assert_eq!(window, train.varied(0, seed).unwrap().video);
+            let place = (0..=20 - rows)
+                .flat_map(|top| (0..=28 - columns).map(move |left| (top, left)))
+                .find(|&(top, left)| window == slice(top, left));
+            places.insert(place.expect("a slice of the whole clip"));
+        }
+        assert!(places.len() > 8, "{}: {places:?}", config.source);
+        let held_out = open(&config, Split::HeldOut, 0).unwrap();
+        assert_eq!(held_out.varied(0, 1).unwrap().video, held_out.clip(0).unwrap().video);
+        assert_eq!(held_out.clip(0).unwrap().video.size(), [3, 4, 20, 28]);
+        // As large as the clip: the clip.
+        let all = DataConfig { train_crop: Some(config.clip.size), ..config.clone() };
+        assert_eq!(open(&all, Split::Train, 0).unwrap().varied(0, 5).unwrap().video, whole);
     }
 }
 

@@ -151,13 +151,14 @@ fn shards_hold_videos_frames_and_labels() {
             ("b.1.png", picture(2)),
             ("b.3.png", picture(4)),
             ("b.4.png", picture(5)),
+            ("b.mask.png", picture(0)),
             ("b.5.png", picture(6)),
         ],
     );
     let bytes = |path: &str| std::fs::read(folder.path().join(path)).unwrap();
     shard(
         &folder.path().join("set-01.tar"),
-        &[("c.mp4", b"no video".to_vec()), ("d.cls", text("seven")), ("d.mp4", video)],
+        &[("c.mp4", b"no video".to_vec()), ("d.cls", text("seven")), ("d.mp4", video.clone())],
     );
     let cut = bytes("set-00.tar");
     std::fs::write(folder.path().join("set-02.tar"), &cut[..1024]).unwrap();
@@ -186,6 +187,12 @@ fn shards_hold_videos_frames_and_labels() {
         assert_eq!(shown(&last), [5, 6, 11]);
         assert_eq!(Vec::<i64>::try_from(last.actions.unwrap()).unwrap(), [1, 0]);
     }
+    // Actions belong to the frames that the video has.
+    shard(&folder.path().join("acts.tar"), &[("a.json", text(r#"{ "actions": [0, 1] }"#)), ("a.mp4", video)]);
+    let mut acts = config(&folder.path().join("acts.tar"), 3, 16);
+    acts.clip.frame_rate = Some(5.0);
+    let error = open(&acts, Split::Train, 0).map(|_| ()).unwrap_err();
+    assert!(matches!(&error, Error::Config { field, .. } if field == "clip.frame_rate"), "{error}");
     std::fs::write(folder.path().join("no.tar"), [7u8; 2000]).unwrap();
     let error = open(&config(&folder.path().join("no.tar"), 3, 16), Split::Train, 0).map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::AllUnreadable { .. }) && error.to_string().contains("damaged"), "{error}");
@@ -207,11 +214,20 @@ fn damaged_files_are_counted_and_never_all() {
     assert!(source.failures().iter().any(|failure| failure.name.ends_with("text.mp4")));
     let (clips, failures) = spread_clips(&*source, 4).unwrap();
     assert_eq!((clips.len(), failures.len()), (4, 0));
-    // Too short for a clip: said so, with the number.
+    // Too short for a clip: left out and counted, or where all are, said so with the number.
+    write_mp4(&folder.path().join("short.mp4"), &ramp(2, 32, 32), 10.0).unwrap();
+    let source = open(&config(folder.path(), 3, 16), Split::Train, 0).unwrap();
+    assert_eq!(source.skipped(), 3);
+    assert!(source.failures().iter().any(|failure| failure.reason.contains("too short: 2 frames")));
     let error = open(&config(folder.path(), 50, 16), Split::Train, 0).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("at most 24"), "{error}");
     let error = open(&config(folder.path(), 15, 16), Split::HeldOut, 0).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("at least 30 frames"), "{error}");
+    let one =
+        DataConfig { held_out_by: Some(HeldOutBy::Name), ..config(&folder.path().join("good.mp4"), 3, 16) };
+    assert_eq!(open(&one, Split::Train, 0).unwrap().len(), Some(8));
+    let error = open(&one, Split::HeldOut, 0).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("or two files"), "{error}");
     let empty = tempfile::tempdir().unwrap();
     let error = open(&config(empty.path(), 3, 16), Split::Train, 0).map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::Config { .. }), "{error}");

@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 use tch::{Kind, Tensor};
+use video_data::worlds::FRAME_RATE;
 use video_data::worlds::maze::{Action, Walk};
 use video_data::worlds::shapes::Scene;
-use video_data::{ClipConfig, DataConfig, Error, Split, open};
+use video_data::{ClipConfig, ClipSize, DataConfig, Error, Split, open};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
@@ -75,17 +76,27 @@ fn the_maze_has_actions_and_shapes_have_none() {
 }
 
 #[test]
-fn shapes_move_with_the_frame_rate() {
-    let clip = |rate| {
-        let clip = ClipConfig { frame_rate: rate, ..ClipConfig::square(3, 24) };
+fn shapes_are_sampled_at_the_frame_rate() {
+    let clip = |frames, rate| {
+        let clip = ClipConfig { frame_rate: rate, ..ClipConfig::square(frames, 24) };
         open(&DataConfig::new("shapes", clip), Split::HeldOut, 0).unwrap().clip(1).unwrap().video
     };
-    let (slow, usual): (Tensor, Tensor) = (clip(Some(16.0)), clip(None));
-    assert_eq!(usual, clip(Some(8.0)));
-    assert_eq!(slow.select(1, 2), usual.select(1, 1));
-    assert_ne!(slow.select(1, 1), usual.select(1, 1));
+    let usual: Tensor = clip(5, None);
+    assert_eq!(usual, clip(5, Some(FRAME_RATE)));
+    // Twice as dense: every other frame is one of the usual ones, and those in between are none.
+    let dense = clip(9, Some(2.0 * FRAME_RATE));
+    for frame in 0..4 {
+        assert_eq!(dense.select(1, 2 * frame), usual.select(1, frame));
+        assert_ne!(dense.select(1, 2 * frame + 1), usual.select(1, frame));
+        assert_ne!(dense.select(1, 2 * frame + 1), usual.select(1, frame + 1));
+    }
+    assert_eq!(clip(3, Some(0.5 * FRAME_RATE)).select(1, 2), usual.select(1, 4));
+    // Half-way in time is half-way in space.
     let scene = Scene::new(1, 2);
     assert!((2..=4).contains(&scene.shapes.len()));
+    let ((a, _), (b, _), (c, _)) =
+        (scene.shapes[0].centre(0.0), scene.shapes[0].centre(0.5), scene.shapes[0].centre(1.0));
+    assert!((a + c - 2.0 * b).abs() < 1e-12 && a != c);
 }
 
 #[test]
@@ -107,6 +118,8 @@ fn values_that_mean_nothing_are_refused() {
                 ..base()
             },
         ),
+        ("train_crop", DataConfig { train_crop: Some(ClipSize::Square(17)), ..base() }),
+        ("train_crop", DataConfig { train_crop: Some(ClipSize::Rectangle([16, 0])), ..base() }),
         ("held_out", DataConfig { held_out: 1.0, ..base() }),
         ("flip", DataConfig { source: "maze".into(), flip: true, ..base() }),
         ("clip.buckets", DataConfig { clip: ClipConfig { buckets: vec![[8, 16]], ..clip() }, ..base() }),
@@ -117,9 +130,10 @@ fn values_that_mean_nothing_are_refused() {
         assert!(matches!(&error, Error::Config { field, .. } if field == name), "{name}: {error}");
         assert!(error.to_string().starts_with("data.") && !error.to_string().contains('\n'), "{error}");
     }
-    let text = r#"{ "source": "maze", "clip": { "frames": 9, "size": [32, 48] } }"#;
+    let text = r#"{ "source": "maze", "train_crop": [16, 20], "clip": { "frames": 9, "size": [32, 48] } }"#;
     let config: DataConfig = serde_json::from_str(text).unwrap();
-    assert_eq!(config.clip.sizes(), [(32, 48)]);
+    assert_eq!(config.sizes(Split::HeldOut), [(32, 48)]);
+    assert_eq!(config.sizes(Split::Train), [(16, 20)]);
     assert_eq!(config.held_out, 0.15);
     assert!(serde_json::from_str::<DataConfig>(&text.replace("source", "sauce")).is_err());
 }
