@@ -77,7 +77,7 @@ pub(crate) fn list(source: &str, frames: i64) -> Result<Catalogue> {
     }
     if catalogue.items.is_empty() && catalogue.failures.is_empty() {
         let problem = match catalogue.stills {
-            0 => EXPECTED.to_string(),
+            0 => format!("{EXPECTED}; it holds none"),
             stills => format!(
                 "videos, or folders whose pictures are the frames of one video (at least {frames} of one size): the {stills} pictures there are none; clip.frames = 1 takes them as they are"
             ),

@@ -86,8 +86,11 @@ pub(crate) fn probe_at(location: &Location) -> Result<VideoInfo> {
     input(&mut command, location);
     let text = run(&mut command, location)?;
     parse_info(&text).ok_or_else(|| {
-        let problem =
-            format!("ffmpeg finds no video in it ({}); is it cut short, or no video?", complaint(&text));
+        let problem = if text.lines().any(|line| line.trim().starts_with("Stream #")) {
+            "it holds no video, but sound or text".to_string()
+        } else {
+            format!("ffmpeg finds no video in it ({}); is it cut short, or no video?", complaint(&text))
+        };
         Error::unreadable(&location.path, problem)
     })
 }

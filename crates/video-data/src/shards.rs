@@ -68,7 +68,9 @@ fn walk(path: &Path, name: &str, catalogue: &mut Catalogue) -> std::io::Result<(
         }
         let location = Location::member(path, &member, entry.raw_file_position(), entry.size());
         if is_video(Path::new(&member)) {
-            sample.video = Some(location);
+            if sample.video.replace(location).is_some() {
+                sample.problem = Some("two videos have this name up to the first dot".into());
+            }
         } else if is_image(Path::new(&member)) && is_frame(extension) {
             sample.frames.push((extension.to_string(), location));
         } else if matches!(extension, "cls" | "json" | "txt") {

@@ -160,6 +160,13 @@ fn damaged_files_are_one_line_errors() {
         file("playlist.mp4", b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n"),
         folder.path().to_path_buf(),
     ];
+    let mut sound =
+        b"RIFF\x24\x10\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x40\x1f\0\0\x01\0\x08\0data".to_vec();
+    sound.extend(4096u32.to_le_bytes());
+    sound.extend([128; 4096]);
+    bad.push(file("sound.mp4", &sound));
+    let error = probe(&bad[4]).unwrap_err();
+    assert!(error.to_string().contains("no video, but sound"), "{error}");
     bad.extend(media("corrupted_1280x720.mp4"));
     for path in &bad {
         let error = read_video(path, &DecodeOptions::default()).unwrap_err();

@@ -158,7 +158,13 @@ fn shards_hold_videos_frames_and_labels() {
     let bytes = |path: &str| std::fs::read(folder.path().join(path)).unwrap();
     shard(
         &folder.path().join("set-01.tar"),
-        &[("c.mp4", b"no video".to_vec()), ("d.cls", text("seven")), ("d.mp4", video.clone())],
+        &[
+            ("c.mp4", b"no video".to_vec()),
+            ("d.cls", text("seven")),
+            ("d.mp4", video.clone()),
+            ("e.1.mp4", video.clone()),
+            ("e.2.mp4", video.clone()),
+        ],
     );
     let cut = bytes("set-00.tar");
     std::fs::write(folder.path().join("set-02.tar"), &cut[..1024]).unwrap();
@@ -167,7 +173,8 @@ fn shards_hold_videos_frames_and_labels() {
         let config = DataConfig { memory, held_out_by: Some(HeldOutBy::Time), ..config(&source, 3, 16) };
         let source = open(&config, Split::Train, 0).unwrap();
         let failures: Vec<String> = source.failures().iter().map(ToString::to_string).collect();
-        assert_eq!(source.skipped(), 3, "{failures:?}");
+        assert_eq!(source.skipped(), 4, "{failures:?}");
+        assert!(failures.iter().any(|f| f.contains("set-01.tar/e: two videos")), "{failures:?}");
         assert!(failures.iter().any(|f| f.contains("set-01.tar/c")), "{failures:?}");
         assert!(failures.iter().any(|f| f.contains("seven")), "{failures:?}");
         assert!(

@@ -137,3 +137,14 @@ fn values_that_mean_nothing_are_refused() {
     assert_eq!(config.held_out, 0.15);
     assert!(serde_json::from_str::<DataConfig>(&text.replace("source", "sauce")).is_err());
 }
+
+#[test]
+fn the_documented_example_has_every_key() {
+    let guide = include_str!("../../../../docs/data-sets.md");
+    let example = guide.split("```toml\n[data]\n").nth(1).unwrap().split("```").next().unwrap();
+    let config: DataConfig = toml::from_str(example).unwrap();
+    config.validate().unwrap();
+    let serde_json::Value::Object(keys) = serde_json::to_value(&config).unwrap() else { panic!("a table") };
+    let documented: toml::Table = toml::from_str(example).unwrap();
+    assert!(keys.iter().all(|(key, value)| !value.is_null() && documented.contains_key(key)), "{keys:?}");
+}
