@@ -10,6 +10,7 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <torch/version.h>
 #include <vector>
 
 namespace {
@@ -51,6 +52,8 @@ at::MemoryFormat memory_format(int code) {
 extern "C" {
 
 void vireo_free_message(char *message) { free(message); }
+
+const char *vireo_torch_version() { return TORCH_VERSION; }
 
 char *vireo_contiguous(at::Tensor *tensor, int format, at::Tensor **out) {
   return guarded([&] { *out = new at::Tensor(tensor->contiguous(memory_format(format))); });

@@ -11,6 +11,7 @@ pub(crate) type RawTensor = *mut std::ffi::c_void;
 
 unsafe extern "C" {
     fn vireo_free_message(message: *mut c_char);
+    fn vireo_torch_version() -> *const c_char;
     pub(crate) fn vireo_contiguous(tensor: RawTensor, format: c_int, out: *mut RawTensor) -> *mut c_char;
     pub(crate) fn vireo_is_contiguous(tensor: RawTensor, format: c_int, out: *mut c_int) -> *mut c_char;
     pub(crate) fn vireo_fused_adamw(
@@ -95,4 +96,10 @@ pub(crate) fn returning_tensor(body: impl FnOnce(*mut RawTensor) -> *mut c_char)
     check(body(&mut out))?;
     // SAFETY: on success the shim has put a `new at::Tensor` there, which tch now owns and deletes.
     Ok(unsafe { Tensor::from_ptr(out.cast()) })
+}
+
+/// The version of the libtorch that the shim was compiled against.
+pub(crate) fn torch_version() -> &'static str {
+    // SAFETY: the shim gives a string literal.
+    unsafe { CStr::from_ptr(vireo_torch_version()) }.to_str().unwrap_or("unknown")
 }

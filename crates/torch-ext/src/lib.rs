@@ -29,6 +29,11 @@ pub use foreach::{global_norm, lerp_, scale_};
 pub use memory_format::{MemoryFormat, channels_last, channels_last_3d, contiguous, is_contiguous};
 pub use rng::{rng_state, set_rng_state};
 
+/// The version of the libtorch in use, such as `2.13.0`.
+pub fn torch_version() -> &'static str {
+    ffi::torch_version()
+}
+
 /// A C++ exception that libtorch raised, or arguments that do not fit together.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

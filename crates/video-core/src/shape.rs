@@ -121,6 +121,12 @@ impl TokenGrid {
         Ok(())
     }
 
+    /// The same ids on a device.
+    #[must_use]
+    pub fn to_device(&self, device: tch::Device) -> Self {
+        Self { ids: self.ids.to_device(device) }
+    }
+
     /// Joins grids of consecutive latent frames in time.
     ///
     /// # Errors

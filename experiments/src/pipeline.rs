@@ -1,0 +1,338 @@
+//! The pipeline: training, evaluation on held-out clips, report; each stage only if its output is not there already.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use metrics::psnr::{PsnrConvention, mean_colour_psnr, psnr};
+use metrics::ssim::{SsimConvention, ssim};
+use metrics::usage::CodebookUsage;
+use tch::{Device, Tensor};
+use training::{Batches, Checkpoint, Trainer};
+use video_core::{VideoShape, seeds};
+use video_data::{Batch, Clip, ClipSource, Loader, LoaderConfig, Split};
+
+use crate::config::RunConfig;
+use crate::evaluation::{ClipScore, Evaluation};
+use crate::objective::TokenizerObjective;
+use crate::tokenizer::{LoadedTokenizer, Tokenizer, WEIGHTS_FILE, device, save};
+use crate::{files, report};
+
+/// The file of a run that holds its resolved config.
+pub const CONFIG_FILE: &str = "config.toml";
+
+/// All stages. Finished ones are skipped when their output is there and the config did not change.
+///
+/// # Errors
+/// Whatever a stage cannot do; what was finished stays, and running again continues.
+pub fn run(config: &RunConfig, runs: &Path) -> Result<()> {
+    let run = runs.join(&config.name);
+    let trained = train(config, runs)?;
+    let evaluated = Evaluation::read(&run).is_ok_and(|evaluation| evaluation.step == trained);
+    if !evaluated {
+        evaluate(config, &run, trained)?;
+    } else {
+        eprintln!("evaluation is there already");
+    }
+    let evaluation = Evaluation::read(&run)?;
+    print_summary(&evaluation);
+    println!("report: {}", report::write(&run)?.display());
+    Ok(())
+}
+
+/// The training stage; gives the number of steps behind the weights.
+///
+/// # Errors
+/// The config was changed since the run began, another process writes the folder, training stops on a NaN.
+pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
+    let run = runs.join(&config.name);
+    let device = device(&config.device)?;
+    let mut train_config = config.train.clone();
+    train_config.seed = config.seed;
+    let mut trainer = Trainer::new(&run, train_config)?.describe(model_description(config)?);
+    files::write_whole(&run.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
+    if run.join(WEIGHTS_FILE).exists()
+        && let Some(latest) = Checkpoint::latest(&run)?
+    {
+        let checkpoint = Checkpoint::load(&latest)?;
+        if checkpoint.step() == config.train.steps && checkpoint.model_config() == &model_description(config)?
+        {
+            eprintln!("training is finished already: {} steps", checkpoint.step());
+            return Ok(checkpoint.step());
+        }
+    }
+    seeds::seed_torch(config.seed, seeds::Stream::Init, 0);
+    let mut objective = TokenizerObjective::new(config, device)?;
+    let mut batches = open_batches(config)?;
+    let held_out = held_out_clips(config, config.evaluation.clips_while_training)?;
+    let outcome = trainer.train(&mut objective, &mut batches, |objective, _step| {
+        let scores = tch::no_grad(|| score(&objective.tokenizer, device, &held_out))
+            .map_err(|e| video_core::Error::input("evaluation", e.to_string(), "held-out clips"))?;
+        Ok(scores.logged())
+    })?;
+    batches.report_skipped();
+    if outcome.interrupted {
+        println!(
+            "stopped after {} of {} steps; saved in {}. The same command continues",
+            outcome.step,
+            config.train.steps,
+            outcome.checkpoint.display()
+        );
+        std::process::exit(130);
+    }
+    eprintln!(
+        "trained {} steps in {:.0} s; {:.1} % of the time was spent waiting for data",
+        outcome.step,
+        outcome.seconds,
+        outcome.waiting_share * 100.0
+    );
+    let weights = Checkpoint::load(&outcome.checkpoint)?.weights("tokenizer", true)?;
+    save(&run.join(WEIGHTS_FILE), &config.tokenizer, &weights)?;
+    Ok(outcome.step)
+}
+
+/// `vireo eval`: the evaluation stage again, with overrides of the run's config.
+///
+/// # Errors
+/// The folder is no finished run; the overrides mean nothing.
+pub fn eval(run: &Path, overrides: &[String], dry_run: bool) -> Result<()> {
+    let path = run.join(CONFIG_FILE);
+    if !path.exists() {
+        bail!(
+            "{} is no run's folder: {CONFIG_FILE} is missing; `vireo run CONFIG` makes runs",
+            run.display()
+        );
+    }
+    let config = RunConfig::load(&path, overrides)?;
+    let latest =
+        Checkpoint::latest(run)?.with_context(|| format!("{} holds no checkpoint", run.display()))?;
+    let step = Checkpoint::load(latest)?.step();
+    if dry_run {
+        let loaded = LoadedTokenizer::open(run, device(&config.device)?)?;
+        print_summary(&measure(&config, &loaded, step)?.0);
+        return Ok(());
+    }
+    evaluate(&config, run, step)?;
+    print_summary(&Evaluation::read(run)?);
+    println!("report: {}", report::write(run)?.display());
+    Ok(())
+}
+
+/// What must not change when a run is resumed.
+fn model_description(config: &RunConfig) -> Result<serde_json::Value> {
+    Ok(serde_json::json!({
+        "data": serde_json::to_value(&config.data)?,
+        "batch_size": config.loader.batch_size,
+        "tokenizer": serde_json::to_value(&config.tokenizer)?,
+        "objective": serde_json::to_value(&config.objective)?,
+    }))
+}
+
+/// The loader, as the trainer wants it.
+struct LoaderBatches {
+    loader: Loader,
+    source: Arc<dyn ClipSource>,
+    config: LoaderConfig,
+}
+
+impl Batches for LoaderBatches {
+    type Batch = Batch;
+
+    fn next(&mut self) -> video_core::Result<Batch> {
+        self.loader
+            .next()
+            .map_err(|e| video_core::Error::input("training data", e.to_string(), "readable clips"))
+    }
+
+    fn position(&self) -> u64 {
+        self.loader.position()
+    }
+
+    fn seek(&mut self, position: u64) -> video_core::Result<()> {
+        self.loader = Loader::new(self.source.clone(), self.config.clone(), position)
+            .map_err(|e| video_core::Error::input("training data", e.to_string(), "readable clips"))?;
+        Ok(())
+    }
+}
+
+impl LoaderBatches {
+    fn report_skipped(&self) {
+        if self.loader.skipped() > 0 {
+            eprintln!(
+                "{} unreadable files were skipped; their names are in the warnings",
+                self.loader.skipped()
+            );
+        }
+    }
+}
+
+fn open_batches(config: &RunConfig) -> Result<LoaderBatches> {
+    let source: Arc<dyn ClipSource> = Arc::from(video_data::open(&config.data, Split::Train, config.seed)?);
+    let settings = &config.loader;
+    let loader_config = LoaderConfig {
+        batch_size: settings.batch_size,
+        workers: settings.workers,
+        prefetch: settings.prefetch,
+        seed: config.seed,
+    };
+    let loader = Loader::new(source.clone(), loader_config.clone(), 0)?;
+    Ok(LoaderBatches { loader, source, config: loader_config })
+}
+
+/// The first held-out clips, always the same ones.
+fn held_out_clips(config: &RunConfig, count: usize) -> Result<Vec<Clip>> {
+    let source = video_data::open(&config.data, Split::HeldOut, config.seed)?;
+    let count = source.len().map_or(count, |available| count.min(available as usize));
+    (0..count as u64).map(|index| source.clip(index).map_err(|e| anyhow!(e))).collect()
+}
+
+/// The conventions in which everything here is scored.
+pub(crate) const PSNR: PsnrConvention = PsnrConvention::Cap100;
+/// As [`PSNR`].
+pub(crate) const SSIM: SsimConvention = SsimConvention::Teco;
+
+/// A tensor's numbers.
+pub(crate) fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
+    Ok(Vec::try_from(tensor.to_device(Device::Cpu).to_kind(tch::Kind::Double).view(-1))?)
+}
+
+/// Clips of a forward pass during evaluation.
+const EVAL_BATCH: usize = 8;
+
+/// Raw scores of held-out clips.
+struct Scores {
+    psnr: Vec<f64>,
+    ssim: Vec<f64>,
+    mean_colour_psnr: Vec<f64>,
+    codebook: Option<CodebookUsage>,
+    reconstructions: Vec<Tensor>,
+}
+
+impl Scores {
+    fn logged(&self) -> Vec<(String, f64)> {
+        let mut scalars =
+            vec![("psnr".to_string(), mean(&self.psnr)), ("ssim".to_string(), mean(&self.ssim))];
+        if let Some(codebook) = &self.codebook {
+            scalars.push(("used_share".into(), codebook.used_share()));
+            scalars.push(("perplexity".into(), codebook.perplexity()));
+        }
+        scalars.retain(|(_, value)| value.is_finite());
+        scalars
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Encodes and decodes clips `[3, T, H, W]` in [-1, 1] and scores the result.
+fn score(tokenizer: &Tokenizer, device: Device, clips: &[Clip]) -> Result<Scores> {
+    let mut scores = Scores {
+        psnr: Vec::new(),
+        ssim: Vec::new(),
+        mean_colour_psnr: Vec::new(),
+        codebook: tokenizer.vocabulary_size().map(CodebookUsage::new).transpose()?,
+        reconstructions: Vec::new(),
+    };
+    for group in clips.chunks(EVAL_BATCH) {
+        let videos: Vec<Tensor> = group.iter().map(Clip::to_float).collect();
+        let video = Tensor::stack(&videos, 0).to_device(device);
+        let (reconstruction, grid) = tokenizer.reconstruct(&video)?;
+        if let (Some(codebook), Some(grid)) = (&mut scores.codebook, grid) {
+            codebook.add(grid.ids())?;
+        }
+        scores.psnr.extend(numbers(&psnr(&reconstruction, &video, PSNR)?)?);
+        scores.mean_colour_psnr.extend(numbers(&mean_colour_psnr(&video, PSNR)?)?);
+        let size = video.size();
+        if size[3].min(size[4]) >= SSIM.window_size() {
+            scores.ssim.extend(numbers(&ssim(&reconstruction, &video, SSIM)?)?);
+        }
+        let reconstruction = reconstruction.to_device(Device::Cpu);
+        scores.reconstructions.extend((0..size[0]).map(|i| reconstruction.get(i)));
+    }
+    Ok(scores)
+}
+
+/// The evaluation and the scores behind it.
+fn measure(
+    config: &RunConfig,
+    loaded: &LoadedTokenizer,
+    step: u64,
+) -> Result<(Evaluation, Vec<Clip>, Scores)> {
+    let clips = held_out_clips(config, config.evaluation.clips)?;
+    let first = clips.first().context("the data set holds no clip that was held out: raise data.held_out")?;
+    let size = first.to_float().size();
+    let shape = VideoShape { batch: 1, channels: size[0], frames: size[1], height: size[2], width: size[3] };
+    let scores = tch::no_grad(|| score(&loaded.tokenizer, loaded.device, &clips))?;
+    let figures = metrics::compression::figures(&loaded.tokenizer.compression(), shape)?;
+    let mut extra = Vec::new();
+    let mut absent = Vec::new();
+    crate::pretrained::measure(
+        config,
+        loaded.device,
+        &clips,
+        &scores.reconstructions,
+        &mut extra,
+        &mut absent,
+    )?;
+    let evaluation = Evaluation {
+        step,
+        clips: clips.len(),
+        frames: shape.frames,
+        height: shape.height,
+        width: shape.width,
+        compression: loaded.tokenizer.compression(),
+        tokens_per_clip: figures.tokens,
+        bits_per_pixel: figures.bits_per_pixel,
+        ratio_to_rgb24: figures.ratio_to_rgb24,
+        psnr: mean(&scores.psnr),
+        ssim: mean(&scores.ssim),
+        mean_colour_psnr: mean(&scores.mean_colour_psnr),
+        vocabulary_size: loaded.tokenizer.vocabulary_size(),
+        used_share: scores.codebook.as_ref().map(CodebookUsage::used_share),
+        perplexity: scores.codebook.as_ref().map(|codebook| codebook.perplexity()),
+        absent,
+        extra,
+        per_clip: clips
+            .iter()
+            .enumerate()
+            .map(|(i, clip)| ClipScore {
+                name: clip.name.clone(),
+                psnr: scores.psnr[i],
+                ssim: scores.ssim.get(i).copied().unwrap_or(f64::NAN),
+            })
+            .collect(),
+    };
+    Ok((evaluation, clips, scores))
+}
+
+/// The evaluation stage: `evaluation.json` and `samples/`.
+fn evaluate(config: &RunConfig, run: &Path, step: u64) -> Result<()> {
+    let loaded = LoadedTokenizer::open(run, device(&config.device)?)?;
+    let (evaluation, clips, scores) = measure(config, &loaded, step)?;
+    let samples: PathBuf = run.join("samples");
+    std::fs::create_dir_all(&samples)
+        .with_context(|| format!("cannot make the folder {}", samples.display()))?;
+    let shown = config.evaluation.samples.min(clips.len());
+    for (index, (clip, reconstruction)) in clips.iter().zip(&scores.reconstructions).take(shown).enumerate() {
+        let pair = Tensor::cat(&[clip.to_float(), reconstruction.shallow_clone()], 3);
+        video_data::write_gif(&samples.join(format!("clip-{index:02}.gif")), &pair, 8.0)?;
+    }
+    files::write_whole(&run.join(Evaluation::FILE), serde_json::to_string_pretty(&evaluation)?.as_bytes())
+}
+
+fn print_summary(e: &Evaluation) {
+    println!(
+        "{} held-out clips: PSNR {:.2} dB (mean colour {:.2} dB), SSIM {:.4}, {:.1} : 1 against 24-bit RGB",
+        e.clips, e.psnr, e.mean_colour_psnr, e.ssim, e.ratio_to_rgb24
+    );
+    if let (Some(size), Some(share), Some(perplexity)) = (e.vocabulary_size, e.used_share, e.perplexity) {
+        println!("codebook: {:.1} % of {size} codes in use, perplexity {perplexity:.1}", share * 100.0);
+    }
+    for (name, value) in &e.extra {
+        println!("{name}: {value:.4}");
+    }
+    for (name, why) in &e.absent {
+        println!("{name}: not computed: {why}");
+    }
+}

@@ -1,0 +1,99 @@
+//! Line plots as SVG text.
+
+use anyhow::{Result, anyhow};
+use plotters::prelude::*;
+
+/// One line of a plot.
+pub struct Series {
+    /// Its name in the legend.
+    pub name: String,
+    /// (x, y), x rising.
+    pub points: Vec<(f64, f64)>,
+}
+
+const PALETTE: [RGBColor; 6] = [
+    RGBColor(37, 99, 235),
+    RGBColor(220, 80, 40),
+    RGBColor(22, 140, 90),
+    RGBColor(140, 70, 190),
+    RGBColor(190, 140, 10),
+    RGBColor(80, 90, 110),
+];
+
+/// Lines over training steps; the y range is that of the data between the 0th and 98th percentile, so that a spike at the
+/// start does not flatten the rest. `None` where there is nothing to draw.
+///
+/// # Errors
+/// The drawing library's.
+pub fn lines(title: &str, y_label: &str, series: &[Series]) -> Result<Option<String>> {
+    let mut values: Vec<f64> =
+        series.iter().flat_map(|s| &s.points).map(|p| p.1).filter(|v| v.is_finite()).collect();
+    if values.len() < 2 {
+        return Ok(None);
+    }
+    values.sort_by(f64::total_cmp);
+    let (low, high) = (values[0], values[(values.len() - 1) * 98 / 100]);
+    let margin = ((high - low) * 0.06).max(high.abs().max(1e-6) * 0.01);
+    let last = series.iter().filter_map(|s| s.points.last()).map(|p| p.0).fold(1.0, f64::max);
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (620, 300)).into_drawing_area();
+        let draw = |e: &dyn std::fmt::Display| anyhow!("cannot draw the plot {title}: {e}");
+        let mut chart = ChartBuilder::on(&root)
+            .caption(title, ("sans-serif", 15))
+            .margin(8)
+            .x_label_area_size(32)
+            .y_label_area_size(58)
+            .build_cartesian_2d(0.0..last, (low - margin)..(high + margin))
+            .map_err(|e| draw(&e))?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(RGBColor(226, 229, 234))
+            .axis_style(RGBColor(150, 156, 166))
+            .x_desc("step")
+            .y_desc(y_label)
+            .x_labels(7)
+            .y_labels(6)
+            .y_label_formatter(&|v| short(*v))
+            .x_label_formatter(&|v| format!("{v:.0}"))
+            .label_style(("sans-serif", 11))
+            .draw()
+            .map_err(|e| draw(&e))?;
+        for (index, line) in series.iter().enumerate() {
+            let colour = PALETTE[index % PALETTE.len()];
+            let points = line
+                .points
+                .iter()
+                .copied()
+                .filter(|p| p.1.is_finite())
+                .map(|(x, y)| (x, y.min(high + margin)));
+            chart
+                .draw_series(LineSeries::new(points, colour.stroke_width(2)))
+                .map_err(|e| draw(&e))?
+                .label(&line.name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(3)));
+        }
+        if series.len() > 1 {
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::UpperRight)
+                .background_style(WHITE.mix(0.85))
+                .border_style(RGBColor(220, 224, 230))
+                .label_font(("sans-serif", 11))
+                .draw()
+                .map_err(|e| draw(&e))?;
+        }
+        root.present().map_err(|e| draw(&e))?;
+    }
+    Ok(Some(svg))
+}
+
+fn short(value: f64) -> String {
+    match value.abs() {
+        v if v >= 1000.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        v if v >= 0.1 || v == 0.0 => format!("{value:.2}"),
+        _ => format!("{value:.1e}"),
+    }
+}

@@ -1,0 +1,219 @@
+//! A tokenizer by its config: built, saved with that config, and loaded again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use causal_conv::cosmos::{CosmosConfig, CosmosTokenizer};
+use causal_conv::magvit2::{Magvit2, Magvit2Config, Magvit2Output};
+use causal_conv::open_magvit2::{OpenMagvit2, OpenMagvit2Config};
+use quantizers::Mode;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor, nn};
+use video_core::{TokenGrid, VideoTokenizer};
+
+/// Which tokenizer, and its config: `kind = "magvit2"` and its fields.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum TokenizerConfig {
+    /// The causal 3D-convolutional tokenizer of MAGVIT-v2.
+    Magvit2(Magvit2Config),
+    /// The frame-wise tokenizer of Open-MAGVIT2.
+    #[serde(rename = "open_magvit2")]
+    OpenMagvit2(OpenMagvit2Config),
+    /// A Cosmos tokenizer.
+    Cosmos(CosmosConfig),
+}
+
+impl TokenizerConfig {
+    /// Builds the tokenizer with fresh weights.
+    ///
+    /// # Errors
+    /// A field that the tokenizer refuses.
+    pub fn build(&self, path: &nn::Path) -> Result<Tokenizer> {
+        let tokenizer = match self {
+            Self::Magvit2(config) => Magvit2::new(path, config).map(Tokenizer::Magvit2),
+            Self::OpenMagvit2(config) => OpenMagvit2::new(path, config).map(Tokenizer::OpenMagvit2),
+            Self::Cosmos(config) => CosmosTokenizer::new(path, config).map(Tokenizer::Cosmos),
+        };
+        Ok(tokenizer.map_err(|error| error.within("tokenizer"))?)
+    }
+}
+
+/// Any tokenizer of the workspace.
+#[derive(Debug)]
+pub enum Tokenizer {
+    /// MAGVIT-v2.
+    Magvit2(Magvit2),
+    /// Open-MAGVIT2.
+    OpenMagvit2(OpenMagvit2),
+    /// Cosmos.
+    Cosmos(CosmosTokenizer),
+}
+
+impl std::ops::Deref for Tokenizer {
+    type Target = dyn VideoTokenizer;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Magvit2(tokenizer) => tokenizer,
+            Self::OpenMagvit2(tokenizer) => tokenizer,
+            Self::Cosmos(tokenizer) => tokenizer,
+        }
+    }
+}
+
+impl Tokenizer {
+    /// Video `[B, 3, T, H, W]` through the whole model, with gradients where they are enabled.
+    ///
+    /// # Errors
+    /// A shape that does not fit; a tokenizer that is only imported, not trained here.
+    pub fn forward(&self, video: &Tensor, mode: Mode) -> video_core::Result<Magvit2Output> {
+        match self {
+            Self::Magvit2(tokenizer) => tokenizer.forward(video, mode),
+            Self::OpenMagvit2(tokenizer) => tokenizer.forward(video, mode),
+            Self::Cosmos(_) => {
+                let because = "its losses were never published: import a checkpoint (`vireo import`)";
+                Err(video_core::Error::unsupported("the Cosmos tokenizer", "be trained", because))
+            }
+        }
+    }
+
+    /// The weight at which a GAN's adaptive weight compares gradients.
+    pub fn last_layer(&self) -> &Tensor {
+        match self {
+            Self::Magvit2(tokenizer) => tokenizer.last_layer(),
+            Self::OpenMagvit2(tokenizer) => tokenizer.last_layer(),
+            Self::Cosmos(tokenizer) => tokenizer.last_layer(),
+        }
+    }
+
+    /// What comes back of a video `[B, 3, T, H, W]`, clamped, without gradients; and its tokens, unless the bottleneck is
+    /// continuous.
+    ///
+    /// # Errors
+    /// A shape that does not fit.
+    pub fn reconstruct(&self, video: &Tensor) -> video_core::Result<(Tensor, Option<TokenGrid>)> {
+        if self.vocabulary_size().is_some() {
+            let grid = self.encode(video)?;
+            return Ok((self.decode(&grid)?, Some(grid)));
+        }
+        let video = tch::no_grad(|| match self {
+            Self::Cosmos(tokenizer) => tokenizer.decode_features(&tokenizer.encode_features(video)?),
+            _ => Ok(self.forward(video, Mode::Eval)?.reconstruction),
+        })?;
+        Ok((video.clamp(-1.0, 1.0), None))
+    }
+}
+
+/// The file name of a run's tokenizer.
+pub const WEIGHTS_FILE: &str = "tokenizer.safetensors";
+
+/// A tokenizer with the weights of a file.
+#[derive(Debug)]
+pub struct LoadedTokenizer {
+    /// Ready to encode and decode.
+    pub tokenizer: Tokenizer,
+    /// Its config.
+    pub config: TokenizerConfig,
+    /// Of config and weights: what a token file names.
+    pub fingerprint: String,
+    /// Where it computes.
+    pub device: Device,
+}
+
+/// Saves a tokenizer's weights with its config, whole or not at all.
+///
+/// # Errors
+/// The folder cannot be written, the disk is full.
+pub fn save(target: &Path, config: &TokenizerConfig, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+    Ok(training::save_weights(target, weights, &serde_json::to_string(config)?)?)
+}
+
+/// A tokenizer file's path, tensors and config; of a run's folder, its tokenizer's.
+fn read(checkpoint: &Path) -> Result<(PathBuf, training::Weights, TokenizerConfig)> {
+    let path: PathBuf = if checkpoint.is_dir() { checkpoint.join(WEIGHTS_FILE) } else { checkpoint.into() };
+    if !path.exists() {
+        bail!(
+            "no tokenizer at {}: train one first (`vireo run experiments/configs/quickstart.toml`), or name another with --checkpoint",
+            path.display()
+        );
+    }
+    let weights = training::load_weights(&path)?;
+    let config = serde_json::from_str(&weights.config).with_context(|| {
+        format!(
+            "{}: its config is no tokenizer's (`vireo import` turns published checkpoints into Vireo's)",
+            path.display()
+        )
+    })?;
+    Ok((path, weights, config))
+}
+
+/// The config of a tokenizer file, or of a run's tokenizer.
+///
+/// # Errors
+/// Missing, cut short, no tokenizer of ours.
+pub fn read_config(checkpoint: &Path) -> Result<TokenizerConfig> {
+    Ok(read(checkpoint)?.2)
+}
+
+impl LoadedTokenizer {
+    /// Loads a run's tokenizer (a folder) or a weights file.
+    ///
+    /// # Errors
+    /// Missing, cut short, of another config (naming the first tensor that does not fit and both shapes).
+    pub fn open(checkpoint: &Path, device: Device) -> Result<Self> {
+        let (path, weights, config) = read(checkpoint)?;
+        let fingerprint = fingerprint(&config, &weights.tensors)?;
+        let mut variables = nn::VarStore::new(device);
+        let tokenizer = config.build(&variables.root())?;
+        training::copy_into(&variables, &weights.tensors, &path)?;
+        variables.freeze();
+        Ok(Self { tokenizer, config, fingerprint, device })
+    }
+
+    /// The vocabulary's size.
+    ///
+    /// # Errors
+    /// The bottleneck is continuous: there are no ids.
+    pub fn vocabulary_size(&self) -> Result<i64> {
+        let size = self.tokenizer.vocabulary_size();
+        size.context("this tokenizer's bottleneck is continuous: it has no token ids; take a checkpoint with a discrete quantizer")
+    }
+}
+
+/// A short hash of config and weights.
+fn fingerprint(config: &TokenizerConfig, weights: &BTreeMap<String, Tensor>) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(serde_json::to_string(config)?.as_bytes());
+    for (name, tensor) in weights {
+        hasher.update(name.as_bytes());
+        let tensor = tensor.contiguous().to_device(Device::Cpu);
+        let mut bytes = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+        hasher.update(&bytes);
+    }
+    Ok(hasher.finalize().to_hex()[..16].to_string())
+}
+
+/// A device by its name on the command line or in a config: `auto`, `cpu`, `cuda`, `cuda:N`.
+///
+/// # Errors
+/// Another name, or a GPU that is not there.
+pub fn device(name: &str) -> Result<Device> {
+    let index = match name {
+        "auto" => return Ok(Device::cuda_if_available()),
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => 0,
+        _ => match name.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()) {
+            Some(index) => index,
+            None => bail!("device {name}: expected auto, cpu, cuda or cuda:N"),
+        },
+    };
+    let there = tch::Cuda::device_count().max(0) as usize;
+    ensure!(
+        index < there,
+        "device {name}: {there} CUDA devices are visible to this libtorch; use cpu, or `./bootstrap.sh --cuda` for a CUDA build"
+    );
+    Ok(Device::Cuda(index))
+}
