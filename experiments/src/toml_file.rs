@@ -107,33 +107,84 @@ fn complain(
     let unknown = (message.starts_with("unknown field") || message.starts_with("unknown variant"))
         .then(|| quoted.first().copied())
         .flatten();
-    let key =
-        match unknown {
-            Some(unknown) if message.starts_with("unknown field") && !path.ends_with(unknown) => {
-                if path == "." { unknown.into() } else { format!("{path}.{unknown}") }
-            }
-            _ => path.clone(),
-        };
-    let place = if overrides.iter().any(|text| text.trim_start().starts_with(&key)) {
-        format!("--set {key}")
-    } else {
-        // The nearest file that sets the key itself; else the nearest that sets one of its parents.
-        let exact = sources.iter().find_map(|source| Some((source, line_of_key(&source.text, &key, true)?)));
-        let near =
-            || sources.iter().find_map(|source| Some((source, line_of_key(&source.text, &key, false)?)));
-        match exact.or_else(near) {
-            Some((source, line)) => format!("{}, line {line}, {key}", source.name),
-            None => format!("{}, {key}", sources[0].name),
-        }
+    let place = match overrides.iter().find(|text| override_fits(text, &path, unknown)) {
+        Some(text) => format!("--set {}", text.split('=').next().unwrap_or(text).trim()),
+        None => place(sources, &path, unknown),
     };
     let nearest = unknown.and_then(|unknown| {
-        let score = |candidate: &&&str| (strsim::jaro_winkler(unknown, candidate) * 1e6) as u64;
-        quoted[1..].iter().max_by_key(score).filter(|candidate| score(candidate) > 700_000)
+        let score = |candidate: &str| {
+            strsim::jaro_winkler(unknown, candidate)
+                .max(strsim::normalized_damerau_levenshtein(unknown, candidate))
+        };
+        let best = quoted[1..].iter().max_by(|a, b| score(a).total_cmp(&score(b)));
+        best.filter(|candidate| score(candidate) > 0.6)
     });
     match nearest {
         Some(nearest) => anyhow!("{place}: {message}. Did you mean `{nearest}`?"),
         None => anyhow!("{place}: {message}"),
     }
+}
+
+/// Whether an override is what serde complains of: it sets the key at `path`, or below it the unknown word.
+fn override_fits(text: &str, path: &str, unknown: Option<&str>) -> bool {
+    let Some((key, value)) = text.split_once('=') else { return false };
+    let (key, value) = (key.trim(), value.trim().trim_matches('"'));
+    let last = key.rsplit('.').next().unwrap_or(key);
+    lies_below(key, path) && unknown.is_none_or(|unknown| last == unknown || value == unknown || key == path)
+}
+
+/// Whether a dotted key is `path`, or within the table of that name; `.` is the whole file.
+fn lies_below(key: &str, path: &str) -> bool {
+    path == "." || key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// File, line and key of what serde complains of. Inside a table with a `kind`, serde's path ends at that table: the unknown
+/// word itself tells the line then.
+fn place(sources: &[Source], path: &str, unknown: Option<&str>) -> String {
+    let word = |key: &str, value: &str| {
+        unknown.is_some_and(|unknown| {
+            key.rsplit('.').next() == Some(unknown) || value.split(['"', '\'']).any(|part| part == unknown)
+        })
+    };
+    let by_word = || find_line(sources, |key, value| lies_below(key, path) && word(key, value));
+    let exact = || find_line(sources, |key, _| key == path);
+    let parents = || {
+        let mut wanted = path;
+        while let Some((parent, _)) = wanted.rsplit_once('.') {
+            wanted = parent;
+            if let Some(found) = find_line(sources, |key, _| key == wanted) {
+                return Some(found);
+            }
+        }
+        None
+    };
+    match by_word().or_else(exact).or_else(parents) {
+        Some((source, line, key)) => format!("{}, line {line}, {key}", source.name),
+        None => format!("{}, {path}", sources[0].name),
+    }
+}
+
+/// The first line whose key and value fit, nearest file first; the header of a table is its key without a value.
+fn find_line(sources: &[Source], fits: impl Fn(&str, &str) -> bool) -> Option<(&Source, usize, String)> {
+    for source in sources {
+        let mut section = String::new();
+        for (index, line) in source.text.lines().enumerate() {
+            let line = line.trim();
+            let (key, value) = if let Some(header) = line.strip_prefix('[') {
+                section = header.trim_matches(['[', ']']).replace(' ', "");
+                (section.clone(), "")
+            } else if let Some((name, value)) = line.split_once('=').filter(|_| !line.starts_with('#')) {
+                let name = name.replace([' ', '"'], "");
+                (if section.is_empty() { name } else { format!("{section}.{name}") }, value)
+            } else {
+                continue;
+            };
+            if fits(&key, value) {
+                return Some((source, index + 1, key));
+            }
+        }
+    }
+    None
 }
 
 fn one_line(message: &str) -> String {
@@ -142,37 +193,6 @@ fn one_line(message: &str) -> String {
 
 fn line_at(text: &str, offset: usize) -> usize {
     text[..offset.min(text.len())].matches('\n').count() + 1
-}
-
-/// The line on which a dotted key is set; unless `exact`, else the nearest of its parents that has a line.
-fn line_of_key(text: &str, key: &str, exact: bool) -> Option<usize> {
-    let mut wanted: Vec<&str> = key.split('.').collect();
-    while !wanted.is_empty() {
-        let mut section: Vec<&str> = Vec::new();
-        for (index, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if let Some(header) = line.strip_prefix('[') {
-                section = header.trim_matches(['[', ']']).split('.').map(str::trim).collect();
-                if section == wanted {
-                    return Some(index + 1);
-                }
-            } else if let Some((name, _)) = line.split_once('=') {
-                let here: Vec<&str> = section
-                    .iter()
-                    .copied()
-                    .chain(name.split('.').map(|part| part.trim().trim_matches('"')))
-                    .collect();
-                if here == wanted {
-                    return Some(index + 1);
-                }
-            }
-        }
-        if exact {
-            return None;
-        }
-        wanted.pop();
-    }
-    None
 }
 
 #[cfg(test)]
