@@ -67,15 +67,12 @@ impl Tokenizer {
     /// Video `[B, 3, T, H, W]` through the whole model, with gradients where they are enabled.
     ///
     /// # Errors
-    /// A shape that does not fit; a tokenizer that is only imported, not trained here.
+    /// A shape that does not fit.
     pub fn forward(&self, video: &Tensor, mode: Mode) -> video_core::Result<Magvit2Output> {
         match self {
             Self::Magvit2(tokenizer) => tokenizer.forward(video, mode),
             Self::OpenMagvit2(tokenizer) => tokenizer.forward(video, mode),
-            Self::Cosmos(_) => {
-                let because = "its losses were never published: import a checkpoint (`vireo import`)";
-                Err(video_core::Error::unsupported("the Cosmos tokenizer", "be trained", because))
-            }
+            Self::Cosmos(tokenizer) => tokenizer.forward(video, mode),
         }
     }
 
@@ -98,10 +95,7 @@ impl Tokenizer {
             let grid = self.encode(video)?;
             return Ok((self.decode(&grid)?, Some(grid)));
         }
-        let video = tch::no_grad(|| match self {
-            Self::Cosmos(tokenizer) => tokenizer.decode_features(&tokenizer.encode_features(video)?),
-            _ => Ok(self.forward(video, Mode::Eval)?.reconstruction),
-        })?;
+        let video = tch::no_grad(|| self.forward(video, Mode::Eval))?.reconstruction;
         Ok((video.clamp(-1.0, 1.0), None))
     }
 }

@@ -20,10 +20,9 @@ mod blocks;
 mod config;
 mod decoder;
 mod encoder;
-mod patcher;
 mod resample;
 
-use quantizers::{Mode, Quantizer};
+use quantizers::{Gaussian, KlConfig, Mode, Quantized, Quantizer};
 use tch::{Tensor, nn, no_grad};
 use video_core::{
     Compression, Error, Result, StreamDecoder, StreamEncoder, TokenGrid, VideoShape, VideoTokenizer,
@@ -33,11 +32,12 @@ pub use blocks::{Attention, AttentionAxes, ResBlock};
 pub use config::{CosmosBottleneck, CosmosConfig, CosmosNet};
 pub use decoder::Decoder;
 pub use encoder::Encoder;
-pub use patcher::{PatchMethod, Patcher};
 pub use resample::{Downsample, HybridDownsample, HybridUpsample, Upsample};
 
 use crate::blocks::check_channels;
 use crate::conv::CausalConv3d;
+use crate::magvit2::Magvit2Output;
+pub use crate::patcher::{PatchMethod, Patcher};
 use crate::stream::{Chunked, Decoding, Encoding};
 use crate::time::Past;
 
@@ -136,6 +136,27 @@ impl CosmosTokenizer {
     /// Another number of axes or channels.
     pub fn decode_features(&self, latent: &Tensor) -> Result<Tensor> {
         self.decoder.forward(&self.post_quant_conv.forward(latent)?)
+    }
+
+    /// Video `[B, C, T, H, W]` through the whole model, with gradients where they are enabled: a discrete tokenizer with the
+    /// losses of its quantizer, a variational one with a drawn latent and the KL loss at [`KlConfig`]'s weight.
+    ///
+    /// # Errors
+    /// As [`CosmosTokenizer::encode_features`].
+    pub fn forward(&self, video: &Tensor, mode: Mode) -> Result<Magvit2Output> {
+        let moments = self.moments(video)?.permute([0, 2, 3, 4, 1]);
+        let without_ids = |embeddings, losses| Quantized { embeddings, ids: None, losses, usage: None };
+        let quantized = match (&self.quantizer, &self.config.bottleneck, mode) {
+            (Some(quantizer), ..) => quantizer.quantize(&moments, mode)?,
+            (None, CosmosBottleneck::Variational { .. }, Mode::Train { .. }) => {
+                let posterior = Gaussian::from_moments(&moments)?;
+                let kl = posterior.kl().mean(moments.kind()) * KlConfig::default().kl_weight;
+                without_ids(posterior.sample(), vec![("kl", kl)])
+            }
+            _ => without_ids(moments.narrow(-1, 0, self.config.bottleneck.latent_channels()), Vec::new()),
+        };
+        let latent = quantized.embeddings.permute([0, 4, 1, 2, 3]);
+        Ok(Magvit2Output { reconstruction: self.decode_features(&latent)?, quantized })
     }
 
     /// The quantizer of a discrete tokenizer.

@@ -39,6 +39,7 @@ pub mod gan;
 pub mod magvit2;
 pub mod open_magvit2;
 mod patch_discriminator;
+mod patcher;
 mod space_to_depth;
 mod stream;
 mod time;

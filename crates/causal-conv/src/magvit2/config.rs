@@ -4,6 +4,8 @@ use quantizers::{LfqConfig, QuantizerConfig};
 use serde::{Deserialize, Serialize};
 use video_core::{Error, Result};
 
+use crate::patcher::{PatchMethod, Patcher};
+
 /// Configuration of [`Magvit2`](super::Magvit2); the defaults are the paper's, [`Magvit2Config::paper_128`].
 ///
 /// The network has one level per entry of `channel_multipliers` and one transition between each two of them. The two lists
@@ -14,6 +16,10 @@ use video_core::{Error, Result};
 pub struct Magvit2Config {
     /// Colour channels of the video.
     pub in_channels: i64,
+    /// Pixels of a patch along time, height and width: in front of the network, a [Haar transform](crate::cosmos::Patcher) makes
+    /// channels of patches, behind it they become pixels again, and every level works on p³ times fewer positions. 1 in the
+    /// paper; the idea is that of Cosmos (arXiv 2501.03575, section 3.1).
+    pub patch_size: i64,
     /// Width F of the network; level i has F·`channel_multipliers[i]` channels.
     pub filters: i64,
     /// One factor per level, from the finest to the coarsest.
@@ -46,6 +52,7 @@ impl Magvit2Config {
     pub fn paper_128() -> Self {
         Self {
             in_channels: 3,
+            patch_size: 1,
             filters: 128,
             channel_multipliers: vec![1, 2, 2, 4],
             num_res_blocks: 4,
@@ -86,6 +93,7 @@ impl Magvit2Config {
             let expected = "at least one level, each with a factor of at least 1";
             return Err(Error::config("channel_multipliers", &self.channel_multipliers, expected));
         }
+        PatchMethod::Haar.check_size(self.patch_size)?;
         let transitions = self.channel_multipliers.len() - 1;
         let between = format!("{transitions} flags, one per transition between two of channel_multipliers");
         if self.temporal_downsample.len() != transitions {
@@ -121,8 +129,13 @@ impl Magvit2Config {
     /// Frames, pixel rows and pixel columns per latent position.
     pub fn factors(&self) -> [i64; 3] {
         let product =
-            |axis: usize| (0..self.transitions()).map(|level| self.factors_at(level)[axis]).product();
-        [product(0), product(1), product(2)]
+            |axis: usize| (0..self.transitions()).map(|level| self.factors_at(level)[axis]).product::<i64>();
+        [0, 1, 2].map(|axis| self.patch_size * product(axis))
+    }
+
+    /// What makes patches of pixels.
+    pub(super) fn patcher(&self) -> Result<Patcher> {
+        Patcher::new(PatchMethod::Haar, self.patch_size, true)
     }
 
     /// The width of each level, from the finest to the coarsest.

@@ -7,6 +7,7 @@ use video_core::Result;
 use super::Magvit2Config;
 use crate::blocks::{AdaptiveGroupNorm, EPS, ResBlock, Upsample, check_channels};
 use crate::conv::{CausalConv3d, CausalConv3dConfig};
+use crate::patcher::Patcher;
 use crate::time::Past;
 
 /// One level: a norm under the code's control, residual blocks, then the way to the next finer level.
@@ -30,6 +31,7 @@ pub struct Decoder {
     levels: Vec<Level>,
     norm_out: FrameGroupNorm,
     conv_out: CausalConv3d,
+    patcher: Patcher,
     latent_channels: i64,
 }
 
@@ -61,6 +63,8 @@ impl Decoder {
             })
         };
         let mid = path / "mid";
+        let patcher = config.patcher()?;
+        let colours = config.in_channels * patcher.volume();
         let conv3 = CausalConv3dConfig::new([3; 3]);
         Ok(Self {
             conv_in: CausalConv3d::new(&(path / "conv_in"), latent_channels, top, conv3)?,
@@ -69,7 +73,8 @@ impl Decoder {
                 .collect::<Result<_>>()?,
             levels: (0..widths.len()).rev().map(level).collect::<Result<_>>()?,
             norm_out: FrameGroupNorm::new(&(path / "norm_out"), config.num_groups, widths[0], EPS)?,
-            conv_out: CausalConv3d::new(&(path / "conv_out"), widths[0], config.in_channels, conv3)?,
+            conv_out: CausalConv3d::new(&(path / "conv_out"), widths[0], colours, conv3)?,
+            patcher,
             latent_channels,
         })
     }
@@ -96,7 +101,8 @@ impl Decoder {
         for block in &self.mid {
             x = block.run(&x, past);
         }
-        let video = self.refine(&self.levels, &x, &features, past);
+        let patches = self.refine(&self.levels, &x, &features, past);
+        let video = self.patcher.run_back(&patches, past);
         past.end_chunk();
         video
     }

@@ -31,8 +31,11 @@ impl Magvit2Config {
         let widths = self.widths();
         let top = widths[widths.len() - 1];
 
-        let mut walk = Walk { config: self, size: shape.to_array(), layers: Vec::new() };
-        walk.conv("encoder.conv_in", [self.in_channels, widths[0]]);
+        let (patch, colours) = (self.patch_size, self.in_channels * self.patch_size.pow(3));
+        let VideoShape { batch, frames, height, width, .. } = shape;
+        let size = [batch, colours, 1 + (frames - 1) / patch, height / patch, width / patch];
+        let mut walk = Walk { config: self, size, layers: Vec::new() };
+        walk.conv("encoder.conv_in", [colours, widths[0]]);
         for (i, &width) in widths.iter().enumerate() {
             walk.blocks(&format!("encoder.level_{i}"), widths[i.saturating_sub(1)], width);
             if i < self.transitions() {
@@ -71,7 +74,7 @@ impl Magvit2Config {
             before = width;
         }
         walk.layer("decoder.norm_out", widths[0], 2 * widths[0], 0);
-        walk.conv("decoder.conv_out", [widths[0], self.in_channels]);
+        walk.conv("decoder.conv_out", [widths[0], colours]);
         Ok(walk.layers)
     }
 }

@@ -7,6 +7,7 @@ use video_core::Result;
 use super::Magvit2Config;
 use crate::blocks::{Downsample, EPS, ResBlock, check_channels};
 use crate::conv::{CausalConv3d, CausalConv3dConfig};
+use crate::patcher::Patcher;
 use crate::time::Past;
 
 /// One level: residual blocks, then the way to the next coarser level.
@@ -24,6 +25,7 @@ struct Level {
 /// Variables: `conv_in`, `level_{i}.block_{j}`, `level_{i}.downsample`, `mid.block_{j}`, `norm_out`, `conv_out`.
 #[derive(Debug)]
 pub struct Encoder {
+    patcher: Patcher,
     conv_in: CausalConv3d,
     levels: Vec<Level>,
     mid: Vec<ResBlock>,
@@ -59,10 +61,12 @@ impl Encoder {
             })
         };
         let mid = path / "mid";
+        let patcher = config.patcher()?;
         Ok(Self {
+            patcher,
             conv_in: CausalConv3d::new(
                 &(path / "conv_in"),
-                config.in_channels,
+                config.in_channels * patcher.volume(),
                 widths[0],
                 CausalConv3dConfig::new([3; 3]),
             )?,
@@ -93,7 +97,7 @@ impl Encoder {
 
     /// One chunk of a clip that the strides fit.
     pub(crate) fn run(&self, video: &Tensor, past: &mut Past) -> Tensor {
-        let mut x = torch_ext::channels_last_3d(video);
+        let mut x = torch_ext::channels_last_3d(&self.patcher.run(video, past));
         for (i, level) in self.levels.iter().enumerate() {
             let size = x.size();
             let per_frame = size[0] * level.width * size[3] * size[4];

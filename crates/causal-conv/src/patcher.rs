@@ -20,7 +20,7 @@ pub enum PatchMethod {
 
 impl PatchMethod {
     /// Refuses patches that the transform cannot make.
-    pub(super) fn check_size(self, size: i64) -> Result<()> {
+    pub(crate) fn check_size(self, size: i64) -> Result<()> {
         if size < 1 || (self == Self::Haar && !(size as u64).is_power_of_two()) {
             let expected = "a power of two, or any size with patch_method = \"rearrange\"";
             return Err(Error::config("patch_size", size, expected));
@@ -85,7 +85,7 @@ impl Patcher {
         Ok(self.run_back(patches, &Past::WholeClip))
     }
 
-    pub(super) fn run(&self, video: &Tensor, past: &Past) -> Tensor {
+    pub(crate) fn run(&self, video: &Tensor, past: &Past) -> Tensor {
         let p = self.size;
         let mut x = video.shallow_clone();
         if self.in_time && past.starts_clip() && p > 1 {
@@ -117,7 +117,7 @@ impl Patcher {
         }
     }
 
-    pub(super) fn run_back(&self, patches: &Tensor, past: &Past) -> Tensor {
+    pub(crate) fn run_back(&self, patches: &Tensor, past: &Past) -> Tensor {
         let p = self.size;
         let mut x = patches.shallow_clone();
         match self.method {
