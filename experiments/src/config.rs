@@ -7,7 +7,7 @@ use causal_conv::gan::GanConfig;
 use serde::{Deserialize, Serialize};
 use training::TrainConfig;
 use video_core::VideoShape;
-use video_data::DataConfig;
+use video_data::{DataConfig, Split};
 
 use crate::tokenizer::TokenizerConfig;
 use crate::toml_file;
@@ -156,7 +156,7 @@ impl RunConfig {
 
     /// The shape of a batch of training clips.
     pub fn clip_shape(&self) -> VideoShape {
-        let (height, width) = self.data.clip.size.height_width();
+        let (height, width) = self.data.sizes(Split::Train)[0];
         VideoShape {
             batch: self.loader.batch_size as i64,
             channels: 3,

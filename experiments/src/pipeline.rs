@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use metrics::psnr::{PsnrConvention, mean_colour_psnr, psnr};
 use metrics::ssim::{SsimConvention, ssim};
 use metrics::usage::CodebookUsage;
@@ -63,6 +63,7 @@ pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
     }
     seeds::seed_torch(config.seed, seeds::Stream::Init, 0);
     let mut objective = TokenizerObjective::new(config, device)?;
+    check_sizes(config, &objective.tokenizer)?;
     let mut batches = open_batches(config)?;
     let held_out = held_out_clips(config, config.evaluation.clips_while_training)?;
     let outcome = trainer.train(&mut objective, &mut batches, |objective, _step| {
@@ -89,6 +90,17 @@ pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
     let weights = Checkpoint::load(&outcome.checkpoint)?.weights("tokenizer", true)?;
     save(&run.join(WEIGHTS_FILE), &config.tokenizer, &weights)?;
     Ok(outcome.step)
+}
+
+/// Refuses clips that the tokenizer's strides do not divide, before the first of them comes.
+fn check_sizes(config: &RunConfig, tokenizer: &Tokenizer) -> Result<()> {
+    for split in [Split::Train, Split::HeldOut] {
+        for (height, width) in config.data.sizes(split) {
+            let shape = VideoShape { height, width, ..config.clip_shape() };
+            tokenizer.compression().grid_shape(shape).map_err(|error| error.within("data.clip"))?;
+        }
+    }
+    Ok(())
 }
 
 /// `vireo eval`: the evaluation stage again, with overrides of the run's config.
@@ -131,8 +143,6 @@ fn model_description(config: &RunConfig) -> Result<serde_json::Value> {
 /// The loader, as the trainer wants it.
 struct LoaderBatches {
     loader: Loader,
-    source: Arc<dyn ClipSource>,
-    config: LoaderConfig,
 }
 
 impl Batches for LoaderBatches {
@@ -149,8 +159,7 @@ impl Batches for LoaderBatches {
     }
 
     fn seek(&mut self, position: u64) -> video_core::Result<()> {
-        self.loader = Loader::new(self.source.clone(), self.config.clone(), position)
-            .map_err(|e| video_core::Error::input("training data", e.to_string(), "readable clips"))?;
+        self.loader.seek(position);
         Ok(())
     }
 }
@@ -175,15 +184,22 @@ fn open_batches(config: &RunConfig) -> Result<LoaderBatches> {
         prefetch: settings.prefetch,
         seed: config.seed,
     };
-    let loader = Loader::new(source.clone(), loader_config.clone(), 0)?;
-    Ok(LoaderBatches { loader, source, config: loader_config })
+    Ok(LoaderBatches { loader: Loader::new(source, loader_config, 0)? })
 }
 
-/// The first held-out clips, always the same ones.
+/// Held-out clips, spread over all there are; always the same ones.
 fn held_out_clips(config: &RunConfig, count: usize) -> Result<Vec<Clip>> {
     let source = video_data::open(&config.data, Split::HeldOut, config.seed)?;
-    let count = source.len().map_or(count, |available| count.min(available as usize));
-    (0..count as u64).map(|index| source.clip(index).map_err(|e| anyhow!(e))).collect()
+    let (clips, unreadable) = video_data::spread_clips(source.as_ref(), count)?;
+    if let Some(first) = unreadable.first() {
+        eprintln!(
+            "{} held-out clips cannot be read and are left out, the first of them {}: {}",
+            unreadable.len(),
+            first.name,
+            first.reason
+        );
+    }
+    Ok(clips)
 }
 
 /// The conventions in which everything here is scored.
@@ -234,7 +250,9 @@ fn score(tokenizer: &Tokenizer, device: Device, clips: &[Clip]) -> Result<Scores
         codebook: tokenizer.vocabulary_size().map(CodebookUsage::new).transpose()?,
         reconstructions: Vec::new(),
     };
-    for group in clips.chunks(EVAL_BATCH) {
+    // Clips of different buckets differ in size.
+    let alike = clips.chunk_by(|a, b| a.video.size() == b.video.size());
+    for group in alike.flat_map(|alike| alike.chunks(EVAL_BATCH)) {
         let videos: Vec<Tensor> = group.iter().map(Clip::to_float).collect();
         let video = Tensor::stack(&videos, 0).to_device(device);
         let (reconstruction, grid) = tokenizer.reconstruct(&video)?;

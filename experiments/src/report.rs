@@ -34,7 +34,8 @@ pub fn write(run: &Path) -> Result<PathBuf> {
     let config = std::fs::read_to_string(&config_path)
         .with_context(|| format!("cannot read {}", config_path.display()))?;
     let name = run.file_name().unwrap_or(run.as_os_str()).to_string_lossy().into_owned();
-    let plots = plots_of(run)?;
+    let log = training_log(run)?;
+    let plots = plots_of(&log)?;
     let samples = samples_of(run)?;
     let page = html! {
         (DOCTYPE)
@@ -75,6 +76,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
                 section {
                     h2 { "Training" }
                     @if plots.is_empty() { p.note { "No training was logged in this folder." } }
+                    @if let Some(pace) = pace_of(&log) { p.note { (pace) } }
                     div.plots { @for svg in &plots { div.plot { (PreEscaped(svg)) } } }
                 }
                 section { h2 { "Configuration" } details open { summary { "config.toml, resolved" } pre { (config) } } }
@@ -156,21 +158,40 @@ fn per_clip(e: &Evaluation) -> Markup {
     }
 }
 
-/// The SVG panels that `metrics.jsonl` has scalars for.
-fn plots_of(run: &Path) -> Result<Vec<String>> {
+/// The lines of `metrics.jsonl`; none if there is no such file.
+fn training_log(run: &Path) -> Result<Vec<serde_json::Value>> {
     let path = run.join("metrics.jsonl");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    let rows: Vec<serde_json::Value> = text
-        .lines()
+    text.lines()
         .enumerate()
         .map(|(i, line)| {
             serde_json::from_str(line).with_context(|| format!("{}, line {}", path.display(), i + 1))
         })
-        .collect::<Result<_>>()?;
+        .collect()
+}
+
+/// How fast training went and how long it waited for data, in words; nothing if no step was logged.
+fn pace_of(log: &[serde_json::Value]) -> Option<String> {
+    let (mut steps, mut seconds, mut waited) = (0.0, 0.0, 0.0);
+    for row in log.iter().filter(|row| row["split"] == "train") {
+        let (step, timing) = (row["step"].as_f64()?, &row["timing"]);
+        let took = (step - steps) / timing["steps_per_second"].as_f64()?;
+        waited += took * timing["waiting_share"].as_f64()?;
+        seconds += took;
+        steps = step;
+    }
+    let (rate, share) = (steps / seconds, 100.0 * waited / seconds);
+    (seconds > 0.0).then(|| {
+        format!("{steps:.0} steps in {seconds:.0} s, {rate:.1} a second; {share:.1} % of the time waiting for data.")
+    })
+}
+
+/// The SVG panels that the log has scalars for.
+fn plots_of(rows: &[serde_json::Value]) -> Result<Vec<String>> {
     let mut drawn = Vec::new();
     for (title, axis, names) in PANELS {
         let series: Vec<Series> = names
