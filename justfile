@@ -4,6 +4,22 @@
 default:
     @"{{just_executable()}}" --list
 
+# Train a video tokenizer on synthetic clips, evaluate it, write runs/quickstart/report.html
+quickstart *args:
+    cargo run --release -q -p experiments -- run experiments/configs/quickstart.toml {{args}}
+
+# The binary with any arguments: `just vireo describe experiments/configs/magvit2-paper.toml`
+vireo *args:
+    cargo run --release -q -p experiments -- {{args}}
+
+# Run configs by name one after the other and print a table: `just ablation quickstart quickstart-no-warmup`
+ablation +names:
+    for name in {{names}}; do cargo run --release -q -p experiments -- run experiments/configs/$name.toml || exit 1; done
+    cargo run --release -q -p experiments -- compare $(for name in {{names}}; do echo runs/$name; done)
+
+# Train at every compression from 4×4×4 to 8×8×8 and print a table
+compression: (ablation "compression-4x4x4" "compression-4x8x8" "compression-8x4x4" "compression-8x8x8")
+
 # Run every test
 test *args:
     cargo test --workspace {{args}}
@@ -19,7 +35,7 @@ lint:
 
 # Run the golden cases of a folder
 verify dir:
-    cargo run --release -q -p reference --example verify -- {{dir}}
+    cargo run --release -q -p experiments -- verify {{dir}}
 
 # Run the benches
 bench *args:

@@ -42,6 +42,12 @@ pub enum Command {
     Describe(DescribeArgs),
     /// Show what is installed, which device is used, what is missing and how to get it
     Doctor,
+    /// Print a table of evaluated runs, the best first
+    Compare {
+        /// The runs' folders
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
+    },
     /// Write report.html of a run again
     Report {
         /// The run's folder

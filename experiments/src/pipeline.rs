@@ -47,10 +47,6 @@ pub fn run(config: &RunConfig, runs: &Path) -> Result<()> {
 pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
     let run = runs.join(&config.name);
     let device = device(&config.device)?;
-    let mut train_config = config.train.clone();
-    train_config.seed = config.seed;
-    let mut trainer = Trainer::new(&run, train_config)?.describe(model_description(config)?);
-    files::write_whole(&run.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
     if run.join(WEIGHTS_FILE).exists()
         && let Some(latest) = Checkpoint::latest(&run)?
     {
@@ -61,11 +57,16 @@ pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
             return Ok(checkpoint.step());
         }
     }
+    // All that the config may get wrong comes before the run's folder is made.
     seeds::seed_torch(config.seed, seeds::Stream::Init, 0);
     let mut objective = TokenizerObjective::new(config, device)?;
     check_sizes(config, &objective.tokenizer)?;
     let mut batches = open_batches(config)?;
     let held_out = held_out_clips(config, config.evaluation.clips_while_training)?;
+    let mut train_config = config.train.clone();
+    train_config.seed = config.seed;
+    let mut trainer = Trainer::new(&run, train_config)?.describe(model_description(config)?);
+    files::write_whole(&run.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
     let outcome = trainer.train(&mut objective, &mut batches, |objective, _step| {
         let scores = tch::no_grad(|| score(&objective.tokenizer, device, &held_out))
             .map_err(|e| video_core::Error::input("evaluation", e.to_string(), "held-out clips"))?;

@@ -34,6 +34,9 @@ pub fn lines(title: &str, y_label: &str, series: &[Series]) -> Result<Option<Str
     values.sort_by(f64::total_cmp);
     let (low, high) = (values[0], values[(values.len() - 1) * 98 / 100]);
     let margin = ((high - low) * 0.06).max(high.abs().max(1e-6) * 0.01);
+    // The legend's place.
+    let headroom = if series.len() > 1 { (high - low) * 0.25 } else { 0.0 };
+    let top = high + margin.max(headroom);
     let last = series.iter().filter_map(|s| s.points.last()).map(|p| p.0).fold(1.0, f64::max);
     let mut svg = String::new();
     {
@@ -44,7 +47,7 @@ pub fn lines(title: &str, y_label: &str, series: &[Series]) -> Result<Option<Str
             .margin(8)
             .x_label_area_size(32)
             .y_label_area_size(58)
-            .build_cartesian_2d(0.0..last, (low - margin)..(high + margin))
+            .build_cartesian_2d(0.0..last, (low - margin)..top)
             .map_err(|e| draw(&e))?;
         chart
             .configure_mesh()
@@ -55,19 +58,15 @@ pub fn lines(title: &str, y_label: &str, series: &[Series]) -> Result<Option<Str
             .y_desc(y_label)
             .x_labels(7)
             .y_labels(6)
-            .y_label_formatter(&|v| short(*v))
+            .y_label_formatter(&|v| short(*v, high - low))
             .x_label_formatter(&|v| format!("{v:.0}"))
             .label_style(("sans-serif", 11))
             .draw()
             .map_err(|e| draw(&e))?;
         for (index, line) in series.iter().enumerate() {
             let colour = PALETTE[index % PALETTE.len()];
-            let points = line
-                .points
-                .iter()
-                .copied()
-                .filter(|p| p.1.is_finite())
-                .map(|(x, y)| (x, y.min(high + margin)));
+            let points =
+                line.points.iter().copied().filter(|p| p.1.is_finite()).map(|(x, y)| (x, y.min(top)));
             chart
                 .draw_series(LineSeries::new(points, colour.stroke_width(2)))
                 .map_err(|e| draw(&e))?
@@ -89,11 +88,8 @@ pub fn lines(title: &str, y_label: &str, series: &[Series]) -> Result<Option<Str
     Ok(Some(svg))
 }
 
-fn short(value: f64) -> String {
-    match value.abs() {
-        v if v >= 1000.0 => format!("{value:.0}"),
-        v if v >= 10.0 => format!("{value:.1}"),
-        v if v >= 0.1 || v == 0.0 => format!("{value:.2}"),
-        _ => format!("{value:.1e}"),
-    }
+/// A number as a label of an axis that spans `range`: as many decimals as tell its ticks apart.
+fn short(value: f64, range: f64) -> String {
+    let decimals = (1.5 - range.log10()).ceil().clamp(0.0, 12.0) as usize;
+    if decimals > 5 { format!("{value:.1e}") } else { format!("{value:.decimals$}") }
 }

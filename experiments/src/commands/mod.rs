@@ -1,6 +1,7 @@
 //! The verbs, a file each.
 
 mod coding;
+mod compare;
 mod describe;
 mod doctor;
 mod import;
@@ -38,6 +39,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Verify(args) => return verify::verify(&args),
         Command::Import(args) => import::import(&args)?,
         Command::Describe(args) => describe::describe(&args)?,
+        Command::Compare { runs } => compare::compare(&runs)?,
         Command::Doctor => return Ok(doctor::doctor()),
         Command::Report { run } => println!("{}", report::write(&run)?.display()),
     }

@@ -52,7 +52,10 @@ fn a_config_that_is_malformed_or_has_an_unknown_key() {
     assert!(unknown.contains("line 15") && unknown.contains("num_res_block"), "{unknown}");
     assert!(unknown.contains("Did you mean `num_res_blocks`?"), "{unknown}");
     let kind = run(&TINY.replace("kind = \"lfq\"", "kind = \"lqf\""));
-    assert!(kind.contains("line 20, tokenizer.quantizer.kind") && kind.contains("Did you mean `lfq`?"), "{kind}");
+    assert!(
+        kind.contains("line 20, tokenizer.quantizer.kind") && kind.contains("Did you mean `lfq`?"),
+        "{kind}"
+    );
     let value = run(&TINY.replace("bits = 6", "bits = 600"));
     assert!(value.contains("bits") && value.contains("600"), "{value}");
     let clip = run(&TINY.replace("frames = 5", "frames = 6"));
