@@ -42,6 +42,7 @@ impl TokenizerConfig {
 
 /// Any tokenizer of the workspace.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // One per process: a box would only be in its users' way.
 pub enum Tokenizer {
     /// MAGVIT-v2.
     Magvit2(Magvit2),
