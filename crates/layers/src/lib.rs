@@ -6,6 +6,7 @@
 //! - [`init`]: PyTorch's default initialisation, which `tch`'s own "default" is not, and the truncated normal of JAX;
 //! - [`Linear`]: a linear layer with either initialisation, on the last axis;
 //! - [`attention`]: libtorch's fused attention, and heads split and merged;
+//! - [`KvCache`]: keys and values of past positions, or of a window of them, for decoding token by token;
 //! - [`RmsNorm`]: root-mean-square norm, in float32;
 //! - [`FrameGroupNorm`]: group norm whose statistics stay within a frame, so that a causal network stays causal, in
 //!   channels-last order without a copy.
@@ -28,10 +29,12 @@ pub mod init;
 
 mod attention;
 mod frame_group_norm;
+mod kv_cache;
 mod linear;
 mod rms_norm;
 
 pub use attention::{AttentionOptions, attention, merge_heads, split_heads};
 pub use frame_group_norm::{FrameGroupNorm, fold_time, unfold_time};
+pub use kv_cache::KvCache;
 pub use linear::Linear;
 pub use rms_norm::RmsNorm;

@@ -1,6 +1,7 @@
 //! A linear layer with PyTorch's initialisation.
 
-use tch::{Tensor, nn};
+use tch::Tensor;
+use tch::nn::{self, Init};
 
 use crate::init::{torch_default, truncated_normal};
 
@@ -18,6 +19,14 @@ impl Linear {
         Self {
             weight: path.var("weight", &[outputs, inputs], init),
             bias: bias.then(|| path.var("bias", &[outputs], init)),
+        }
+    }
+
+    /// With weights of any initialisation; biases have PyTorch's default.
+    pub fn with_init(path: &nn::Path, inputs: i64, outputs: i64, bias: bool, init: Init) -> Self {
+        Self {
+            weight: path.var("weight", &[outputs, inputs], init),
+            bias: bias.then(|| path.var("bias", &[outputs], torch_default(inputs))),
         }
     }
 

@@ -5,6 +5,7 @@ pub(crate) mod cosmos;
 pub(crate) mod o2;
 mod pickle;
 mod shapes;
+pub(crate) mod video_gpt;
 
 use causal_conv::cosmos::{CosmosConfig, CosmosTokenizer};
 use causal_conv::magvit2::{Magvit2, Magvit2Config};
