@@ -7,6 +7,7 @@ mod pickle;
 mod shapes;
 pub(crate) mod video_gpt;
 
+use ::video_gpt::{GptConfig, VideoGpt, VqVae, VqVaeConfig};
 use causal_conv::cosmos::{CosmosConfig, CosmosTokenizer};
 use causal_conv::magvit2::{Magvit2, Magvit2Config};
 use serde::{Deserialize, Serialize};
@@ -87,6 +88,10 @@ pub enum Model {
     Magvit2(Magvit2Config),
     /// A Cosmos tokenizer.
     Cosmos(CosmosConfig),
+    /// VideoGPT's VQ-VAE.
+    VideoGptVqVae(VqVaeConfig),
+    /// VideoGPT's prior.
+    VideoGpt(GptConfig),
 }
 
 impl Model {
@@ -95,6 +100,8 @@ impl Model {
         match self {
             Self::Magvit2(config) => Magvit2::new(path, config).map(drop),
             Self::Cosmos(config) => CosmosTokenizer::new(path, config).map(drop),
+            Self::VideoGptVqVae(config) => VqVae::new(path, config).map(drop),
+            Self::VideoGpt(config) => VideoGpt::new(path, config).map(drop),
         }
     }
 }
@@ -142,6 +149,26 @@ pub const SYSTEMS: &[System] = &[
         name: "cosmos-cv8x16x16",
         about: "Cosmos continuous video tokenizer (NVIDIA), 8×16×16: autoencoder.jit",
         import: |tensors| cosmos::import(tensors, CosmosConfig::cv8x16x16()),
+    },
+    System {
+        name: "videogpt-stride4x2x2",
+        about: "VideoGPT's VQ-VAE, 4×2×2 (BAIR), also out of a prior's checkpoint",
+        import: |tensors| video_gpt::import_vqvae(tensors, [4, 2, 2]),
+    },
+    System {
+        name: "videogpt-stride4x4x4",
+        about: "VideoGPT's VQ-VAE, 4×4×4 (UCF-101, Kinetics), also out of a prior's checkpoint",
+        import: |tensors| video_gpt::import_vqvae(tensors, [4, 4, 4]),
+    },
+    System {
+        name: "videogpt-stride2x4x4",
+        about: "VideoGPT's VQ-VAE, 2×4×4 (Kinetics), also out of a prior's checkpoint",
+        import: |tensors| video_gpt::import_vqvae(tensors, [2, 4, 4]),
+    },
+    System {
+        name: "videogpt-gpt",
+        about: "VideoGPT's prior over those tokens",
+        import: video_gpt::import_gpt,
     },
 ];
 

@@ -99,28 +99,28 @@ fn conv(path: &nn::Path, inputs: i64, outputs: i64, kernel: i64, stride: [i64; 3
     nn::conv(path, inputs, outputs, [kernel; 3], config)
 }
 
-/// Layer norm over the channels of `[B, C, T, H, W]`, then ReLU.
+/// Layer norm over the channels of `[B, C, T, H, W]`.
 #[derive(Debug)]
-struct NormReLU(nn::LayerNorm);
+struct ChannelNorm(nn::LayerNorm);
 
-impl NormReLU {
+impl ChannelNorm {
     fn new(path: &nn::Path, width: i64) -> Self {
         Self(nn::layer_norm(path / "norm" / "norm", vec![width], Default::default()))
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        self.0.forward(&x.permute([0, 2, 3, 4, 1])).relu().permute([0, 4, 1, 2, 3])
+        self.0.forward(&x.permute([0, 2, 3, 4, 1])).permute([0, 4, 1, 2, 3])
     }
 }
 
-/// ReLU(norm, conv twice, with a ReLU before the sum as well, + shortcut).
+/// ReLU(twice conv, norm and ReLU, so one before the sum as well, + shortcut).
 #[derive(Debug)]
 struct ResidualBlock {
-    shortcut: Option<(nn::Conv<[i64; 3]>, NormReLU)>,
+    shortcut: Option<(nn::Conv<[i64; 3]>, ChannelNorm)>,
     conv1: nn::Conv<[i64; 3]>,
-    bnr1: NormReLU,
+    bnr1: ChannelNorm,
     conv2: nn::Conv<[i64; 3]>,
-    bnr2: NormReLU,
+    bnr2: ChannelNorm,
 }
 
 impl ResidualBlock {
@@ -129,19 +129,19 @@ impl ResidualBlock {
             shortcut: stride.map(|stride| {
                 (
                     conv(&(path / "proj_conv"), inputs, outputs, 1, stride),
-                    NormReLU::new(&(path / "proj_bnr"), outputs),
+                    ChannelNorm::new(&(path / "proj_bnr"), outputs),
                 )
             }),
             conv1: conv(&(path / "conv1"), inputs, outputs, 3, stride.unwrap_or([1; 3])),
-            bnr1: NormReLU::new(&(path / "bnr1"), outputs),
+            bnr1: ChannelNorm::new(&(path / "bnr1"), outputs),
             conv2: conv(&(path / "conv2"), outputs, outputs, 3, [1; 3]),
-            bnr2: NormReLU::new(&(path / "bnr2"), outputs),
+            bnr2: ChannelNorm::new(&(path / "bnr2"), outputs),
         }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let h = self.bnr1.forward(&self.conv1.forward(x));
-        let h = self.bnr2.forward(&self.conv2.forward(&h));
+        let h = self.bnr1.forward(&self.conv1.forward(x)).relu();
+        let h = self.bnr2.forward(&self.conv2.forward(&h)).relu();
         match &self.shortcut {
             Some((conv, norm)) => (h + norm.forward(&conv.forward(x))).relu(),
             None => (h + x).relu(),
@@ -155,7 +155,7 @@ impl ResidualBlock {
 pub struct ResNet {
     config: ResNetConfig,
     stem: nn::Conv<[i64; 3]>,
-    stem_norm: NormReLU,
+    stem_norm: ChannelNorm,
     blocks: Vec<ResidualBlock>,
 }
 
@@ -186,7 +186,7 @@ impl ResNet {
         Ok(Self {
             config: config.clone(),
             stem,
-            stem_norm: NormReLU::new(&(path / "stem" / 1), narrow),
+            stem_norm: ChannelNorm::new(&(path / "stem" / 1), narrow),
             blocks,
         })
     }
@@ -206,7 +206,7 @@ impl ResNet {
             return Err(Error::shape("frames", &size, "[B, 3, T, H, W] with no empty axis"));
         }
         let x = torch_ext::channels_last_3d(&frames.to_kind(Kind::Float));
-        let x = self.stem_norm.forward(&self.stem.forward(&x));
+        let x = self.stem_norm.forward(&self.stem.forward(&x)).relu();
         let x =
             if self.config.cifar_stem { x } else { x.max_pool3d([3; 3], [1, 2, 2], [1; 3], [1; 3], false) };
         let x = self.blocks.iter().fold(x, |x, block| block.forward(&x));

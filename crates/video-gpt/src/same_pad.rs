@@ -137,7 +137,7 @@ impl SamePadConvTranspose3d {
         })
     }
 
-    /// `[B, in, T, H, W]` to `[B, out, T·s, H·s, W·s]`, where the kernel is even at stride 2 or any at stride 1.
+    /// `[B, in, T, H, W]` to `[B, out, T·s, H·s, W·s]`, where the kernel is twice the stride or the stride 1.
     ///
     /// # Errors
     /// Another number of axes or channels, or nothing is left after the crop.

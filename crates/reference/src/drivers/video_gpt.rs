@@ -329,10 +329,17 @@ impl VqVaeGiven {
     }
 }
 
-fn load_vqvae(case: &Case) -> Result<(VqVaeGiven, VqVae, nn::VarStore), CaseError> {
+/// The tokenizer with the case's weights, which may lack those `unused` parts.
+fn load_vqvae(case: &Case, unused: &[&str]) -> Result<(VqVaeGiven, VqVae, nn::VarStore), CaseError> {
     let given: VqVaeGiven = case.config()?;
-    let tensors = vqvae_tensors(&case.weights(), "");
-    let (model, store) = load(&tensors, |path| VqVae::new(path, &given.ours()))?;
+    let store = nn::VarStore::new(Device::Cpu);
+    let model = VqVae::new(&store.root(), &given.ours())?;
+    let mut tensors = vqvae_tensors(&case.weights(), "");
+    let fresh = store.variables().into_iter();
+    for (name, tensor) in fresh.filter(|(name, _)| unused.iter().any(|part| name.starts_with(part))) {
+        tensors.entry(name).or_insert(tensor);
+    }
+    load_into(&store, &tensors)?;
     Ok((given, model, store))
 }
 
@@ -346,7 +353,7 @@ fn found(ids: Option<&Tensor>) -> Result<&Tensor, CaseError> {
 }
 
 fn vqvae_encode(case: &Case) -> Result<Outputs, CaseError> {
-    let (_, model, _) = load_vqvae(case)?;
+    let (_, model, _) = load_vqvae(case, &["decoder.", "post_vq_conv."])?;
     let z = model.features(&case.input("x")?, false)?;
     let quantized = model.quantizer().quantize(&z, Mode::Eval)?;
     let mut outputs = one_output("z", &first(&z));
@@ -355,13 +362,13 @@ fn vqvae_encode(case: &Case) -> Result<Outputs, CaseError> {
 }
 
 fn vqvae_decode(case: &Case) -> Result<Outputs, CaseError> {
-    let (_, model, _) = load_vqvae(case)?;
+    let (_, model, _) = load_vqvae(case, &["encoder.", "pre_vq_conv."])?;
     let codes = model.quantizer().lookup(&case.input("ids")?)?;
     Ok(one_output("video", &model.pixels(&codes, false)?))
 }
 
 fn vqvae_forward(case: &Case) -> Result<Outputs, CaseError> {
-    let (_, model, _) = load_vqvae(case)?;
+    let (_, model, _) = load_vqvae(case, &[])?;
     let x = case.input("x")?;
     let evaluated = model.forward(&x, Mode::Eval)?;
     // The reference gives the commitment in evaluation, too; ours is that of a training step on the same features.
@@ -377,7 +384,7 @@ fn vqvae_forward(case: &Case) -> Result<Outputs, CaseError> {
 }
 
 fn vqvae_train_step(case: &Case) -> Result<Outputs, CaseError> {
-    let (given, model, store) = load_vqvae(case)?;
+    let (given, model, store) = load_vqvae(case, &[])?;
     // The codebook stands beside the model, so that its restarts take the order of the case.
     let named = store.variables();
     let ours = named.iter().filter_map(|(name, tensor)| {
@@ -468,7 +475,7 @@ impl LoadedGpt {
             class_cond_dim: given.class_cond_dim,
             frames,
         };
-        let (model, store) = load(&gpt_tensors(&case.weights(), ""), |path| VideoGpt::new(path, &config))?;
+        let (model, store) = load(&gpt_tensors(&case.weights()), |path| VideoGpt::new(path, &config))?;
         Ok(Self {
             model,
             store,

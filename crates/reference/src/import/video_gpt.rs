@@ -1,39 +1,119 @@
 //! VideoGPT (wilson1yan): the VQ-VAE's and the prior's state dicts.
 
+use quantizers::{QuantizerConfig, VqConfig};
 use tch::{Device, Kind, Tensor};
+use video_core::GridShape;
+use video_gpt::{AttentionType, FrameConfig, GptConfig, ResNetConfig, SparseLayout, VqVaeConfig};
 
+use super::{ImportError, Model, Shapes};
 use crate::weights::Weights;
 
-/// The codebook's tensors: theirs, ours.
-const CODEBOOK: [(&str, &str); 3] = [("embeddings", "embed"), ("N", "cluster_size"), ("z_avg", "embed_avg")];
+/// A checkpoint's VQ-VAE, its own or that inside a prior's, and what its shapes tell. The strides they do not: kernels are 4
+/// wide on every axis, whatever the stride.
+pub(super) fn import_vqvae(tensors: &Weights, downsample: [i64; 3]) -> Result<(Model, Weights), ImportError> {
+    let first = "encoder.convs.0.conv.weight";
+    let shapes = Shapes::below(tensors, first)?;
+    let [codebook_size, embedding_dim] = shapes.of::<2>("codebook.embeddings")?;
+    let config = VqVaeConfig {
+        n_hiddens: shapes.of::<5>(first)?[0],
+        n_res_layers: shapes.count(|i| format!("encoder.res_stack.{i}.block.0.weight")) as i64,
+        embedding_dim,
+        downsample,
+        quantizer: QuantizerConfig::Vq(VqConfig { codebook_size, ..VqConfig::video_gpt() }),
+    };
+    let parts = ["encoder.", "decoder.", "pre_vq_conv.", "post_vq_conv.", "codebook."];
+    let own = shapes.rename(&parts, |name| Some(name.to_string()));
+    Ok((Model::VideoGptVqVae(config), vqvae_tensors(&own, "")))
+}
 
-/// The VQ-VAE's tensors below a prefix by our names. Only its codebook is called otherwise, and has an axis more; a
-/// checkpoint does not say that its codes are made, so we do.
+/// A checkpoint's prior, and what its shapes tell: all but the heads, of which every published one has 4.
+pub(super) fn import_gpt(tensors: &Weights) -> Result<(Model, Weights), ImportError> {
+    let shapes = Shapes::below(tensors, "fc_in.weight")?;
+    let [n_codes, _] = shapes.of::<2>("vqvae.codebook.embeddings")?;
+    let [hidden_dim, embedding_dim] = shapes.of::<2>("fc_in.weight")?;
+    let position =
+        |table: &str, axis: i64| Ok::<i64, ImportError>(shapes.of::<2>(&format!("{table}.emb.d_{axis}"))?[0]);
+    let grid = |table: &str| {
+        let [frames, height, width] = [position(table, 0)?, position(table, 1)?, position(table, 2)?];
+        Ok::<GridShape, ImportError>(GridShape { frames, height, width })
+    };
+    // Sparse attention has no buffer for its mask, as the full one has.
+    let full = shapes.get("attn_stack.attn_nets.0.attn.attn.mask").is_some();
+    let class_cond_dim = match shapes.get("norm.w.weight") {
+        Some(_) => Some(shapes.of::<2>("norm.w.weight")?[1]),
+        None => None,
+    };
+    let frames = match shapes.get("resnet.stem.0.weight") {
+        None => None,
+        Some(_) => {
+            let seen = grid("cond_pos_embd")?;
+            let group = |group: usize| {
+                1 + shapes.count(|j| format!("resnet.group{group}.blocks.{j}.conv1.weight")) as i64
+            };
+            let resnet = ResNetConfig {
+                width_multiplier: shapes.of::<5>("resnet.stem.0.weight")?[0] as f64 / 64.0,
+                layers: [group(1), group(2), group(3), group(4)],
+                resnet_dim: shapes.of::<5>("resnet.group4.start_block.conv1.weight")?[0],
+                ..ResNetConfig::default()
+            };
+            let [time, height, width] = resnet.stride;
+            Some(FrameConfig {
+                n_cond_frames: seen.frames * time,
+                size: [seen.height * height, seen.width * width],
+                resnet,
+            })
+        }
+    };
+    let config = GptConfig {
+        n_codes,
+        embedding_dim,
+        frozen_embeddings: true,
+        grid: grid("attn_stack.pos_embd")?,
+        hidden_dim,
+        layers: shapes.count(|l| format!("attn_stack.attn_nets.{l}.attn.w_qs.weight")) as i64,
+        attn_type: if full { AttentionType::Full } else { AttentionType::Sparse(SparseLayout::default()) },
+        class_cond_dim,
+        frames,
+        ..GptConfig::default()
+    };
+    let parts = ["vqvae.codebook.", "fc_in.", "fc_out.", "attn_stack.", "norm.", "resnet.", "cond_pos_embd."];
+    let own = shapes.rename(&parts, |name| Some(name.to_string()));
+    Ok((Model::VideoGpt(config), gpt_tensors(&own)))
+}
+
+/// The VQ-VAE's tensors below a prefix by our names. Only its codebook is called otherwise, and has an axis more. What a
+/// checkpoint does not say is that its codes are made; what weights alone do not hold are the averages behind the codes.
 pub(crate) fn vqvae_tensors(tensors: &Weights, prefix: &str) -> Weights {
     let parts = ["encoder.", "decoder.", "pre_vq_conv.", "post_vq_conv."];
     let mut ours = Weights::new();
     for (name, tensor) in tensors {
         let Some(name) = name.strip_prefix(prefix) else { continue };
-        if name.ends_with(".num_batches_tracked") {
-            continue;
-        }
-        if let Some(part) = name.strip_prefix("codebook.") {
-            let known = CODEBOOK.iter().find(|(theirs, _)| *theirs == part);
-            let part = known.map_or(part, |(_, ours)| ours);
-            ours.insert(format!("codebook.{part}"), tensor.unsqueeze(0));
-        } else if parts.iter().any(|part| name.starts_with(part)) {
-            ours.insert(name.to_string(), tensor.shallow_clone());
-        }
+        let name = match name {
+            "codebook.embeddings" => "codebook.embed",
+            "codebook.N" => "codebook.cluster_size",
+            "codebook.z_avg" => "codebook.embed_avg",
+            _ if name.ends_with(".num_batches_tracked") => continue,
+            _ if parts.iter().any(|part| name.starts_with(part)) => {
+                ours.insert(name.to_string(), tensor.shallow_clone());
+                continue;
+            }
+            _ => continue,
+        };
+        ours.insert(name.to_string(), tensor.unsqueeze(0));
+    }
+    if let Some(codes) = ours.get("codebook.embed").map(Tensor::shallow_clone) {
+        let counts = Tensor::ones(&codes.size()[..2], (Kind::Float, Device::Cpu));
+        ours.entry("codebook.cluster_size".into()).or_insert(counts);
+        ours.entry("codebook.embed_avg".into()).or_insert(codes);
     }
     ours.insert("codebook.initted".into(), Tensor::ones([1], (Kind::Float, Device::Cpu)));
     ours
 }
 
-/// The prior's tensors below a prefix by our names: the VQ-VAE's codes become the embeddings, the rest of it and the causal
-/// masks, which are buffers, go.
-pub(crate) fn gpt_tensors(tensors: &Weights, prefix: &str) -> Weights {
+/// The prior's tensors by our names: the VQ-VAE's codes become the embeddings, the rest of it and the causal masks, which
+/// are buffers, go.
+pub(crate) fn gpt_tensors(tensors: &Weights) -> Weights {
     let named = tensors.iter().filter_map(|(name, tensor)| {
-        let name = name.strip_prefix(prefix)?;
         let name = match name.strip_prefix("vqvae.") {
             Some("codebook.embeddings") => "embeddings",
             Some(_) => return None,

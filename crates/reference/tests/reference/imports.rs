@@ -8,7 +8,8 @@ use reference::case::Case;
 use reference::import::{ImportError, Imported, Model, import};
 use reference::weights::{Weights, WeightsError, load_into};
 use tch::{Device, Tensor, nn, no_grad};
-use video_core::VideoTokenizer;
+use video_core::{TokenGrid, VideoTokenizer};
+use video_gpt::{AttentionType, GptCondition, VideoGpt, VqVae};
 
 fn case(name: &str) -> Case {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("golden/magvit2/{name}.json"));
@@ -17,7 +18,11 @@ fn case(name: &str) -> Case {
 
 /// A case that is too large to be vendored, where the full set stands beside the checkout.
 fn large_case(name: &str) -> Option<Case> {
-    let path = crate::full_set().join(format!("magvit2/{name}.json"));
+    case_of("magvit2", name)
+}
+
+fn case_of(system: &str, name: &str) -> Option<Case> {
+    let path = crate::full_set().join(format!("{system}/{name}.json"));
     let case = path.is_file().then(|| Case::load(&path).unwrap());
     if case.is_none() {
         eprintln!("no {}: not checked", path.display());
@@ -79,6 +84,39 @@ fn cosmos_continuous() {
     let words = serde_json::to_string(&model).unwrap();
     assert!(words.contains(r#""kind":"cosmos""#), "{words}");
     assert_eq!(serde_json::from_str::<Model>(&words).unwrap(), model);
+}
+
+#[test]
+fn video_gpt() {
+    let Some(case) = case_of("video-gpt", "gpt_sample_greedy_frame") else { return };
+    // A prior's checkpoint holds its VQ-VAE, and full attention a mask.
+    let mut weights = with_prefix("", &case.weights());
+    let mask = Tensor::ones([18, 18], tch::kind::FLOAT_CPU).tril(0);
+    weights.insert("attn_stack.attn_nets.0.attn.attn.mask".into(), mask);
+    weights.insert("vqvae.encoder.res_stack.1.num_batches_tracked".into(), Tensor::from(3_i64));
+
+    let Imported { model, tensors } = import("videogpt-stride4x4x4", &weights).unwrap();
+    let Model::VideoGptVqVae(config) = &model else { panic!("{model:?}") };
+    let variables = nn::VarStore::new(Device::Cpu);
+    let tokenizer = VqVae::new(&variables.root(), config).unwrap();
+    load_into(&variables, &tensors).unwrap();
+    let tokens = TokenGrid::new(case.tensor("out/tokens").unwrap()).unwrap();
+    let video = tokenizer.decode(&tokens).unwrap();
+    near(&((video + 1.0) / 2.0), &case.tensor("out/video").unwrap());
+
+    let Imported { model, tensors } = import("videogpt-gpt", &weights).unwrap();
+    let Model::VideoGpt(mut config) = model else { panic!("{model:?}") };
+    assert_eq!(config.attn_type, AttentionType::Full);
+    // Shapes do not tell the heads, and this case has not the published number.
+    config.heads = 3;
+    let variables = nn::VarStore::new(Device::Cpu);
+    let prior = VideoGpt::new(&variables.root(), &config).unwrap();
+    load_into(&variables, &tensors).unwrap();
+    let frames = case.input("frames").unwrap();
+    let condition = GptCondition { class: None, frames: Some(&frames) };
+    let logits = no_grad(|| prior.forward(&tokens, condition, false)).unwrap();
+    let log_probs = logits.flatten(1, 3).log_softmax(-1, tch::Kind::Float);
+    near(&log_probs, &case.tensor("out/step_log_probs").unwrap());
 }
 
 #[test]

@@ -89,17 +89,15 @@ impl Block {
     }
 
     /// What follows the self-attention.
-    fn rest(
-        &self,
-        mut x: Tensor,
-        context: Option<&KeysValues>,
-        class: Option<&Tensor>,
-        train: bool,
-    ) -> Tensor {
-        if let (Some((norm, attention)), Some(context)) = (&self.cross, context) {
-            let seen = attention.attend(&norm.apply(&x, class), context, None, AttentionOptions::default());
-            x = x + seen.dropout(self.dropout, train);
-        }
+    fn rest(&self, x: Tensor, context: Option<&KeysValues>, class: Option<&Tensor>, train: bool) -> Tensor {
+        let x = match (&self.cross, context) {
+            (Some((norm, attention)), Some(context)) => {
+                let h = norm.apply(&x, class);
+                let seen = attention.attend(&h, context, None, AttentionOptions::default());
+                x + seen.dropout(self.dropout, train)
+            }
+            _ => x,
+        };
         let h = self.fc1.forward(&self.pre_fc_norm.apply(&x, class));
         // The sigmoid form of GELU.
         let h = &h * (&h * 1.702).sigmoid();

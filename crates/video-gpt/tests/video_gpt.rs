@@ -1,0 +1,16 @@
+//! Properties of VideoGPT's tokenizer and prior.
+
+#[path = "video_gpt/prior.rs"]
+mod prior;
+#[path = "video_gpt/tokenizer.rs"]
+mod tokenizer;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Tests share torch's generator: those that draw run one at a time, as some compare draws.
+fn alone() -> MutexGuard<'static, ()> {
+    static DRAWS: Mutex<()> = Mutex::new(());
+    // More threads would wait for each other at tensors of this size.
+    tch::set_num_threads(1);
+    DRAWS.lock().unwrap_or_else(PoisonError::into_inner)
+}
