@@ -5,6 +5,7 @@ pub(crate) mod cosmos;
 pub(crate) mod o2;
 mod pickle;
 mod shapes;
+pub(crate) mod var;
 pub(crate) mod video_gpt;
 
 use ::video_gpt::{GptConfig, VideoGpt, VqVae, VqVaeConfig};

@@ -18,6 +18,7 @@ mod muse_vqgan;
 mod quantizers_free;
 mod quantizers_vq;
 mod text_encoder;
+mod var;
 mod video_gpt;
 
 /// Rebuilds what the case describes, runs it, and returns what the case lists.
@@ -39,6 +40,7 @@ const ALL: &[&[(&str, Driver)]] = &[
     quantizers_free::DRIVERS,
     quantizers_vq::DRIVERS,
     text_encoder::DRIVERS,
+    var::DRIVERS,
     video_gpt::DRIVERS,
 ];
 
