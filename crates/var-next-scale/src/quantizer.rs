@@ -103,11 +103,11 @@ impl MultiScaleVq {
         check_scales(scales, pyramid)?;
         no_grad(|| {
             let mut encoded = Encoded { ids: Vec::new(), f_hat: Vec::new() };
-            let (mut rest, mut f_hat) = (f.shallow_clone(), f.zeros_like());
+            let (mut rest, mut f_hat) = (f.copy(), f.zeros_like());
             for scale in 0..scales {
                 let (ids, h) = self.code(&rest, pyramid, scale);
                 rest -= &h;
-                f_hat = f_hat + h;
+                f_hat = &f_hat + h;
                 encoded.ids.push(ids);
                 encoded.f_hat.push(f_hat.shallow_clone());
             }
@@ -249,8 +249,8 @@ impl MultiScaleVq {
         let mut ids = Vec::with_capacity(pyramid.len());
         for scale in 0..pyramid.len() {
             let (chosen, h) = self.code(&rest, pyramid, scale);
-            rest = rest - h.detach();
-            f_hat = f_hat + h;
+            rest -= h.detach();
+            f_hat = &f_hat + h;
             let commitment = f.mse_loss(&f_hat.detach(), tch::Reduction::Mean);
             vq_loss = vq_loss + commitment * self.config.beta + f_hat.mse_loss(&target, tch::Reduction::Mean);
             if record_hits && *pyramid == self.pyramid {

@@ -100,7 +100,8 @@ impl<M> Loaded<M> {
             let Some(variable) = variables.get(name) else { continue };
             let gradient = variable.grad();
             let gradient = if gradient.defined() { gradient } else { variable.zeros_like() };
-            outputs.grad(format!("{name}{suffix}"), &gradient);
+            // A copy: the next step's gradient is added in place.
+            outputs.grad(format!("{name}{suffix}"), &gradient.copy());
         }
     }
 }

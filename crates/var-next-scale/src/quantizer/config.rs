@@ -58,7 +58,7 @@ impl MultiScaleVqConfig {
         if !(self.beta >= 0.0 && self.beta.is_finite()) {
             return Err(Error::config("beta", self.beta, "a number of at least 0"));
         }
-        if !(self.quant_resi.abs() <= 1.0) {
+        if !(-1.0..=1.0).contains(&self.quant_resi) {
             return Err(Error::config("quant_resi", self.quant_resi, "a number in [-1, 1]"));
         }
         for (field, count) in

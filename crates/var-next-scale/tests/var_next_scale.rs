@@ -1,0 +1,28 @@
+//! Properties of next-scale prediction.
+
+#[path = "var_next_scale/tokenizer.rs"]
+mod tokenizer;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tch::{Device, Kind, Tensor};
+
+/// Tests share torch's generator: those that draw run one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static DRAWS: Mutex<()> = Mutex::new(());
+    tch::set_num_threads(1);
+    DRAWS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a - b).abs().max().double_value(&[])
+}
+
+fn rand(shape: &[i64]) -> Tensor {
+    Tensor::rand(shape, (Kind::Float, Device::Cpu)) * 2.0 - 1.0
+}
+
+fn message(error: video_core::Error) -> String {
+    error.to_string()
+}
