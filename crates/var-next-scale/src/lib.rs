@@ -28,8 +28,10 @@ pub mod phi;
 mod quantizer;
 pub mod resample;
 mod scales;
+pub mod transformer;
 pub mod vqvae;
 
 pub use quantizer::{Encoded, MultiScaleVq, MultiScaleVqConfig, TrainQuantized};
 pub use scales::{Pyramid, block_causal_mask};
+pub use transformer::{Var, VarConfig};
 pub use vqvae::{Vqvae, VqvaeConfig};
