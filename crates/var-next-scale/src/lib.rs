@@ -24,14 +24,26 @@
 //! # }
 //! ```
 
+pub mod bitwise;
+mod edit;
+mod generator;
+mod loss;
 pub mod phi;
+mod pyramid_run;
 mod quantizer;
+pub mod recipe;
 pub mod resample;
+pub mod sampling;
 mod scales;
 pub mod transformer;
 pub mod vqvae;
 
+pub use edit::{Edit, EditBox, EditKind, edit_mask};
+pub use generator::{VarGenerator, VarPrompt};
+pub use loss::{Metrics, Progress, metrics, next_scale_loss, token_losses};
+pub use pyramid_run::{Sampled, ScaleStep};
 pub use quantizer::{Encoded, MultiScaleVq, MultiScaleVqConfig, TrainQuantized};
+pub use sampling::VarSampling;
 pub use scales::{Pyramid, block_causal_mask};
 pub use transformer::{Var, VarConfig};
 pub use vqvae::{Vqvae, VqvaeConfig};
