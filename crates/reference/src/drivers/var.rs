@@ -1,6 +1,9 @@
 //! VAR (entries `var.*`). Our names are those of its checkpoints.
 
 mod quantizer;
+mod sampling;
+mod training;
+mod transformer;
 mod vqvae;
 
 use std::collections::BTreeMap;
@@ -27,6 +30,25 @@ pub(super) const DRIVERS: &[(&str, Driver)] = &[
     ("var.vqvae.encode", vqvae::encode),
     ("var.vqvae.reconstruct", vqvae::reconstruct),
     ("var.vqvae.train_forward", vqvae::train_forward),
+    ("var.transformer.mask", transformer::mask),
+    ("var.transformer.attention", transformer::attention),
+    ("var.transformer.block", transformer::block),
+    ("var.transformer.head", transformer::head),
+    ("var.transformer.forward", transformer::forward),
+    ("var.transformer.loss", transformer::loss),
+    ("var.init.stats", transformer::init_stats),
+    ("var.config.param_count", transformer::param_count),
+    ("var.infinity.multiscale_bsq", transformer::multiscale_bsq),
+    ("var.train.lr_schedule", training::lr_schedule),
+    ("var.train.prog_schedule", training::prog_schedule),
+    ("var.train.param_groups", training::param_groups),
+    ("var.train.step", training::step),
+    ("var.sample.filter", sampling::filter),
+    ("var.sample.cfg_schedule", sampling::cfg_schedule),
+    ("var.sample.greedy", sampling::sample),
+    ("var.sample.noise", sampling::sample),
+    ("var.sample.more_smooth", sampling::sample),
+    ("var.sample.edit_greedy", sampling::sample),
 ];
 
 /// The keys of a quantizer.
