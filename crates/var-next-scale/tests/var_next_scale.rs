@@ -2,6 +2,8 @@
 
 #[path = "var_next_scale/tokenizer.rs"]
 mod tokenizer;
+#[path = "var_next_scale/transformer.rs"]
+mod transformer;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

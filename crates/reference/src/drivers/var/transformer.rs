@@ -227,11 +227,12 @@ pub(super) fn init_stats(case: &Case) -> Result<Outputs, CaseError> {
     for name in &given.names {
         let (plain, part) = name.split_once('[').unwrap_or((name, ""));
         let variable = variables.get(plain).ok_or_else(|| CaseError::Missing(name.clone()))?;
-        let rows = if variable.dim() == 2 { variable.shallow_clone() } else { variable.reshape([6, -1]) };
+        // The first rows of a matrix, or of the six vectors, are those of the gammas.
         let gammas = if variable.dim() == 2 { 2 * width } else { 2 };
+        let rows = || variable.reshape([3 * gammas, -1]);
         let values = match part {
-            "gamma]" => rows.narrow(0, 0, gammas),
-            "rest]" => rows.narrow(0, gammas, rows.size()[0] - gammas),
+            "gamma]" => rows().narrow(0, 0, gammas),
+            "rest]" => rows().narrow(0, gammas, 2 * gammas),
             _ => variable.shallow_clone(),
         };
         let values = values.to_kind(Kind::Double);
