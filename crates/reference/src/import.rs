@@ -13,6 +13,7 @@ use causal_conv::cosmos::{CosmosConfig, CosmosTokenizer};
 use causal_conv::magvit2::{Magvit2, Magvit2Config};
 use serde::{Deserialize, Serialize};
 use tch::{Device, TchError, nn};
+use var_next_scale::{Var, VarConfig, Vqvae, VqvaeConfig};
 
 pub use checkpoint::read_checkpoint;
 use shapes::{Shapes, gcd};
@@ -89,6 +90,10 @@ pub enum Model {
     Magvit2(Magvit2Config),
     /// A Cosmos tokenizer.
     Cosmos(CosmosConfig),
+    /// VAR's tokenizer of images.
+    VarVqvae(VqvaeConfig),
+    /// VAR's transformer.
+    Var(VarConfig),
     /// VideoGPT's VQ-VAE.
     VideoGptVqVae(VqVaeConfig),
     /// VideoGPT's prior.
@@ -101,6 +106,8 @@ impl Model {
         match self {
             Self::Magvit2(config) => Magvit2::new(path, config).map(drop),
             Self::Cosmos(config) => CosmosTokenizer::new(path, config).map(drop),
+            Self::VarVqvae(config) => Vqvae::new(path, config).map(drop),
+            Self::Var(config) => Var::new(path, config).map(drop),
             Self::VideoGptVqVae(config) => VqVae::new(path, config).map(drop),
             Self::VideoGpt(config) => VideoGpt::new(path, config).map(drop),
         }
@@ -150,6 +157,21 @@ pub const SYSTEMS: &[System] = &[
         name: "cosmos-cv8x16x16",
         about: "Cosmos continuous video tokenizer (NVIDIA), 8×16×16: autoencoder.jit",
         import: |tensors| cosmos::import(tensors, CosmosConfig::cv8x16x16()),
+    },
+    System {
+        name: "var-vqvae-256",
+        about: "VAR's tokenizer of images of 256 pixels a side (FoundationVision): vae_ch160v4096z32.pth",
+        import: |tensors| var::import_vqvae(tensors, &VarConfig::var_d16().patch_nums),
+    },
+    System {
+        name: "var-vqvae-512",
+        about: "the same file for images of 512 pixels a side",
+        import: |tensors| var::import_vqvae(tensors, &VarConfig::var_d36().patch_nums),
+    },
+    System {
+        name: "var",
+        about: "VAR's transformer (FoundationVision), any size: var_d16.pth to var_d36.pth",
+        import: var::import_transformer,
     },
     System {
         name: "videogpt-stride4x2x2",

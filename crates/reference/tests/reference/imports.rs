@@ -8,6 +8,7 @@ use reference::case::Case;
 use reference::import::{ImportError, Imported, Model, import};
 use reference::weights::{Weights, WeightsError, load_into};
 use tch::{Device, Tensor, nn, no_grad};
+use var_next_scale::{Var, VarConfig, Vqvae, VqvaeConfig};
 use video_core::{TokenGrid, VideoTokenizer};
 use video_gpt::{AttentionType, GptCondition, VideoGpt, VqVae};
 
@@ -146,4 +147,63 @@ fn the_first_tensor_that_does_not_fit_is_named() {
     let nothing = refusal(&Weights::clear);
     assert!(nothing.to_string().contains("conv_first"), "{nothing}");
     assert!(import("nonsense", &weights).unwrap_err().to_string().contains("o2-magvit2"));
+}
+
+/// The variables of a model of ours under published names, with what published files hold beside them.
+fn published(variables: &nn::VarStore) -> Weights {
+    let mut weights: Weights = variables.variables().into_iter().collect();
+    weights.retain(|name, _| !name.ends_with("record_hit"));
+    with_prefix("trainer.", &weights)
+}
+
+#[test]
+fn var_tokenizer() {
+    for share_quant_resi in [0, 1, 4] {
+        let variables = nn::VarStore::new(Device::Cpu);
+        let mut config =
+            VqvaeConfig { ch: 32, ch_mult: vec![1, 2], num_res_blocks: 1, ..VqvaeConfig::default() };
+        config.quantizer.vocab_size = 16;
+        config.quantizer.share_quant_resi = share_quant_resi;
+        config.quantizer.default_qresi_counts = if share_quant_resi == 0 { 10 } else { 0 };
+        Vqvae::new(&variables.root(), &config).unwrap();
+        let Imported { model, tensors } = import("var-vqvae-256", &published(&variables)).unwrap();
+        assert_eq!(model, Model::VarVqvae(config));
+        assert_eq!(tensors.len(), variables.variables().len());
+        // Of the other size only the count of hits starts anew.
+        let Imported { model, .. } = import("var-vqvae-512", &published(&variables)).unwrap();
+        let Model::VarVqvae(config) = model else { panic!("{model:?}") };
+        assert_eq!(config.quantizer.v_patch_nums, VarConfig::var_d36().patch_nums);
+    }
+}
+
+#[test]
+fn var_transformer() {
+    for (shared_aln, levels) in [(false, true), (true, false)] {
+        let variables = nn::VarStore::new(Device::Cpu);
+        let patch_nums = if levels { vec![1, 2, 3] } else { VarConfig::var_d16().patch_nums };
+        let config = VarConfig {
+            vocab_size: 16,
+            z_channels: 4,
+            num_classes: 3,
+            depth: 2,
+            embed_dim: 16,
+            num_heads: 4,
+            drop_path_rate: 0.1 * 2.0 / 24.0,
+            shared_aln,
+            patch_nums,
+            ..VarConfig::default()
+        };
+        Var::new(&variables.root(), &config).unwrap();
+        let mut weights = published(&variables);
+        weights.insert("trainer.blocks.0.attn.zero_k_bias".into(), Tensor::zeros([16], tch::kind::FLOAT_CPU));
+        if levels {
+            let table = config.pyramid().unwrap().levels(Device::Cpu).unsqueeze(0);
+            weights.insert("trainer.lvl_1L".into(), table);
+        }
+        let Imported { model, tensors } = import("var", &weights).unwrap();
+        assert_eq!(model, Model::Var(config));
+        assert_eq!(tensors.len(), variables.variables().len());
+        weights.remove("trainer.head.bias");
+        assert!(matches!(import("var", &weights), Err(ImportError::Weights(WeightsError::Missing(_)))));
+    }
 }
