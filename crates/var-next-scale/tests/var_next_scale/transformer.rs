@@ -79,7 +79,7 @@ fn a_scale_sees_itself_and_coarser_ones_alone() {
     let first = ids(2);
     let logits = generator.logits(&first, &classes, 3, false).unwrap();
     for (changed, from) in [(0, 1), (1, 5), (4, 5), (5, 21), (20, 21)] {
-        let mut other = first.copy();
+        let other = first.copy();
         let _ = other.narrow(1, changed, 1).g_add_scalar_(7).remainder_(32);
         let again = generator.logits(&other, &classes, 3, false).unwrap();
         let moved = (&again - &logits).abs().amax([0i64, 2].as_slice(), false);
