@@ -15,6 +15,7 @@ mod metrics;
 mod muse;
 mod muse_open;
 mod muse_vqgan;
+mod perceiver_ar;
 mod quantizers_free;
 mod quantizers_vq;
 mod text_encoder;
@@ -37,6 +38,7 @@ const ALL: &[&[(&str, Driver)]] = &[
     muse::DRIVERS,
     muse_open::DRIVERS,
     muse_vqgan::DRIVERS,
+    perceiver_ar::DRIVERS,
     quantizers_free::DRIVERS,
     quantizers_vq::DRIVERS,
     text_encoder::DRIVERS,
