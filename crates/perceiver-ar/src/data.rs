@@ -91,8 +91,8 @@ pub enum ImageOrdering {
     Planar,
 }
 
-/// An image, uint8 `[H, W, 3]`, byte by byte, with a start in front where asked for. Positions are column, row and channel
-/// (from 1), each one greater behind a start, which is at 1, 1, 1.
+/// An image, uint8 `[H, W, 3]`, byte by byte, with a start in front where asked for. Positions are column, row and channel,
+/// each from 1, and from 2 behind a start, which is at 1, 1, 1.
 ///
 /// # Errors
 /// Another shape or kind.
@@ -106,7 +106,7 @@ pub fn image_events(image: &Tensor, ordering: ImageOrdering, include_sos: bool) 
     let along = |n: i64, first: i64, shape: [i64; 3]| {
         Tensor::arange_start(first, first + n, options).view(shape).expand([height, width, 3], false)
     };
-    let places = [along(width, 0, [1, width, 1]), along(height, 0, [height, 1, 1]), along(3, 1, [1, 1, 3])];
+    let places = [along(width, 1, [1, width, 1]), along(height, 1, [height, 1, 1]), along(3, 1, [1, 1, 3])];
     let positions = Tensor::stack(&places, -1);
     let (mut ids, mut positions) = match ordering {
         ImageOrdering::PixelRaster => (byte_events(image).reshape([-1]), positions.reshape([-1, 3])),

@@ -101,11 +101,11 @@ impl PerceiverArGeneratorConfig {
         if !(self.z_loss >= 0.0 && self.z_loss.is_finite()) {
             return Err(Error::config("z_loss", self.z_loss, "a number of at least 0"));
         }
-        if let Some(Scheme::Strided { latents, refill, prompt }) = self.sampling {
-            if latents < 2 || !(1..latents).contains(&refill) || !(1..=latents).contains(&prompt) {
-                let expected = "at least 2 latents, of which refill leaves one free and prompt is a part";
-                return Err(Error::config("sampling", self.sampling, expected));
-            }
+        if let Some(Scheme::Strided { latents, refill, prompt }) = self.sampling
+            && (latents < 2 || !(1..latents).contains(&refill) || !(1..=latents).contains(&prompt))
+        {
+            let expected = "at least 2 latents, of which refill leaves one free and prompt is a part";
+            return Err(Error::config("sampling", self.sampling, expected));
         }
         self.model().validate()
     }

@@ -131,12 +131,12 @@ impl Memory {
             let expected = format!("[{begun}, n], the batch that the memory was begun with");
             return Err(Error::shape("token ids", &[batch, inputs], expected));
         }
-        if let MemoryKind::FixedSize { inputs: most_inputs, latents: most_latents } = self.kind {
-            if inputs > most_inputs || latents > most_latents {
-                let problem = format!("{inputs} inputs and {latents} latents");
-                let expected = format!("at most {most_inputs} and {most_latents}, the memory's");
-                return Err(Error::input("what is pushed at once", problem, expected));
-            }
+        if let MemoryKind::FixedSize { inputs: most_inputs, latents: most_latents } = self.kind
+            && (inputs > most_inputs || latents > most_latents)
+        {
+            let problem = format!("{inputs} inputs and {latents} latents");
+            let expected = format!("at most {most_inputs} and {most_latents}, the memory's");
+            return Err(Error::input("what is pushed at once", problem, expected));
         }
         Ok(())
     }

@@ -333,12 +333,12 @@ impl PerceiverAr {
         let look_up = |table: &Tensor, ids: &Tensor| Tensor::embedding(table, ids, -1, false, false);
         let mut inputs = look_up(&self.embed, ids);
         for (table, axis) in self.tables.iter().zip(0..) {
-            inputs = inputs + look_up(table, &positions.select(2, axis));
+            inputs += look_up(table, &positions.select(2, axis));
         }
         // An invalid latent reads the last slot.
         let steps = last_steps.remainder(slots);
         let per_position = config.num_latents_per_position;
-        let mut z = match (&self.z_linear, &self.q_embed_learned) {
+        let z = match (&self.z_linear, &self.q_embed_learned) {
             (Some(linear), _) => {
                 linear.forward(&rows(&inputs, &steps)).repeat_interleave_self_int(per_position, 1, None)
             }
@@ -350,9 +350,10 @@ impl PerceiverAr {
                 return Err(Error::config("latents", latents, expected));
             }
         };
-        if let Some(encoding) = &self.z_pos_enc {
-            z = z + encoding.repeat([latents / per_position, 1]);
-        }
+        let mut z = match &self.z_pos_enc {
+            Some(encoding) => z + encoding.repeat([latents / per_position, 1]),
+            None => z,
+        };
         for layer in &self.query_layers {
             z = activate(config.initial_query_embed_activation_name, &layer.forward(&z));
         }

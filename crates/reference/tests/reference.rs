@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use reference::verify::verify;
 
 /// The systems whose drivers are complete.
-const SYSTEMS: &[&str] = &["maskgit", "metrics", "muse", "quantizers", "text-encoder", "video-gpt"];
+const SYSTEMS: &[&str] =
+    &["maskgit", "metrics", "muse", "perceiver-ar", "quantizers", "text-encoder", "video-gpt"];
 
 /// Where the full set of cases is, if it is anywhere.
 fn full_set() -> PathBuf {

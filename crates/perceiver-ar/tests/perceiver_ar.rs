@@ -1,0 +1,18 @@
+//! Properties of Perceiver AR.
+
+#[path = "perceiver_ar/generator.rs"]
+mod generator;
+#[path = "perceiver_ar/model.rs"]
+mod model;
+#[path = "perceiver_ar/sequences.rs"]
+mod sequences;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Tests share torch's generator: those that draw run one at a time, as some compare draws.
+fn alone() -> MutexGuard<'static, ()> {
+    static DRAWS: Mutex<()> = Mutex::new(());
+    // More threads would wait for each other at tensors of this size.
+    tch::set_num_threads(1);
+    DRAWS.lock().unwrap_or_else(PoisonError::into_inner)
+}
