@@ -52,6 +52,9 @@ struct Header {
     entry: String,
     config: serde_json::Value,
     outputs: BTreeMap<String, Expectation>,
+    /// Tolerances measured for single gradients, by parameter; in some systems a remark in words.
+    #[serde(default)]
+    gradients: serde_json::Value,
     #[serde(default)]
     notes: String,
 }
@@ -69,6 +72,9 @@ pub struct Case {
     pub config: serde_json::Value,
     /// The outputs to compare and their tolerances.
     pub outputs: BTreeMap<String, Expectation>,
+    /// The tolerances that the case states for single gradients beside those in `outputs`, by the key there
+    /// (`grad/conv.weight`).
+    pub gradients: BTreeMap<String, Expectation>,
     /// The reference's remarks (where injected noise enters, traps).
     pub notes: String,
     tensors: BTreeMap<String, Tensor>,
@@ -86,12 +92,19 @@ impl Case {
         let header: Header = serde_json::from_str(&text).map_err(|e| file_error(json, e.to_string()))?;
         let path: PathBuf = json.with_extension("safetensors");
         let tensors = weights::read_safetensors(&path).map_err(|e| file_error(&path, e.to_string()))?;
+        let mut gradients = BTreeMap::new();
+        for (name, stated) in header.gradients.as_object().into_iter().flatten() {
+            let stated = Expectation::deserialize(stated)
+                .map_err(|e| file_error(json, format!("the tolerance of the gradient {name}: {e}")))?;
+            gradients.insert(format!("grad/{name}"), stated);
+        }
         Ok(Self {
             name: json.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
             system: header.system,
             entry: header.entry,
             config: header.config,
             outputs: header.outputs,
+            gradients,
             notes: header.notes,
             tensors,
         })
@@ -149,14 +162,15 @@ impl Case {
         self.outputs.keys().filter_map(|key| Some(key.strip_prefix("grad/")?.to_string())).collect()
     }
 
-    /// Compares one output with the reference's.
+    /// Compares one output with the reference's: within the tolerance of `outputs` or, a gradient that misses it, within
+    /// its own where the case states one.
     pub fn compare(
         &self,
         key: &str,
         expectation: &Expectation,
         ours: Option<&Tensor>,
     ) -> crate::verify::Check {
-        crate::verify::Check::new(key, expectation, self.tensors.get(key), ours)
+        crate::verify::Check::new(key, expectation, self.gradients.get(key), self.tensors.get(key), ours)
     }
 }
 

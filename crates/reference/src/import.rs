@@ -3,6 +3,7 @@
 mod checkpoint;
 pub(crate) mod cosmos;
 pub(crate) mod o2;
+mod open;
 mod pickle;
 mod shapes;
 pub(crate) mod var;
@@ -11,6 +12,7 @@ pub(crate) mod video_gpt;
 use ::video_gpt::{GptConfig, VideoGpt, VqVae, VqVaeConfig};
 use causal_conv::cosmos::{CosmosConfig, CosmosTokenizer};
 use causal_conv::magvit2::{Magvit2, Magvit2Config};
+use causal_conv::open_magvit2::{OpenMagvit2, OpenMagvit2Config};
 use serde::{Deserialize, Serialize};
 use tch::{Device, TchError, nn};
 use var_next_scale::{Var, VarConfig, Vqvae, VqvaeConfig};
@@ -88,6 +90,9 @@ impl ImportError {
 pub enum Model {
     /// The MAGVIT-v2 video tokenizer.
     Magvit2(Magvit2Config),
+    /// The Open-MAGVIT2 tokenizer of images.
+    #[serde(rename = "open_magvit2")]
+    OpenMagvit2(OpenMagvit2Config),
     /// A Cosmos tokenizer.
     Cosmos(CosmosConfig),
     /// VAR's tokenizer of images.
@@ -105,6 +110,7 @@ impl Model {
     fn build(&self, path: &nn::Path) -> video_core::Result<()> {
         match self {
             Self::Magvit2(config) => Magvit2::new(path, config).map(drop),
+            Self::OpenMagvit2(config) => OpenMagvit2::new(path, config).map(drop),
             Self::Cosmos(config) => CosmosTokenizer::new(path, config).map(drop),
             Self::VarVqvae(config) => Vqvae::new(path, config).map(drop),
             Self::Var(config) => Var::new(path, config).map(drop),
@@ -121,10 +127,19 @@ pub struct Imported {
     pub model: Model,
     /// All of its tensors and nothing else, by the names of its variables, floating-point ones as float32.
     pub tensors: Weights,
+    /// Which tensors of the file were taken, in words: some files hold a model twice, as it was and as a moving average.
+    pub taken: String,
+}
+
+impl Imported {
+    /// Of a file that holds the model once.
+    fn of(model: Model, tensors: Weights) -> Self {
+        Self { model, tensors, taken: "the weights".into() }
+    }
 }
 
 /// Turns a system's map into the tensors of a checkpoint.
-type Import = fn(&Weights) -> Result<(Model, Weights), ImportError>;
+type Import = fn(&Weights) -> Result<Imported, ImportError>;
 
 /// A family of published checkpoints.
 #[derive(Debug)]
@@ -144,6 +159,16 @@ pub const SYSTEMS: &[System] = &[
         import: o2::import,
     },
     System {
+        name: "open-magvit2",
+        about: "Open-MAGVIT2 image tokenizer (TencentARC), 128 or 256 pixels to 16×16, 2^18 codes",
+        import: |tensors| open::import(tensors, OpenMagvit2Config::large_256()),
+    },
+    System {
+        name: "1x-magvit2",
+        about: "1X's fork of Open-MAGVIT2 (1xgpt), 256 pixels to 16×16, 2^18 codes",
+        import: |tensors| open::import(tensors, OpenMagvit2Config::one_x()),
+    },
+    System {
         name: "cosmos-cv4x8x8",
         about: "Cosmos continuous video tokenizer (NVIDIA), 4×8×8: autoencoder.jit",
         import: |tensors| cosmos::import(tensors, CosmosConfig::cv4x8x8()),
@@ -157,6 +182,21 @@ pub const SYSTEMS: &[System] = &[
         name: "cosmos-cv8x16x16",
         about: "Cosmos continuous video tokenizer (NVIDIA), 8×16×16: autoencoder.jit",
         import: |tensors| cosmos::import(tensors, CosmosConfig::cv8x16x16()),
+    },
+    System {
+        name: "cosmos-dv4x8x8",
+        about: "Cosmos discrete video tokenizer (NVIDIA), 4×8×8, 64,000 codes: autoencoder.jit",
+        import: |tensors| cosmos::import(tensors, CosmosConfig::dv4x8x8()),
+    },
+    System {
+        name: "cosmos-dv8x8x8",
+        about: "Cosmos discrete video tokenizer (NVIDIA), 8×8×8, 64,000 codes: autoencoder.jit",
+        import: |tensors| cosmos::import(tensors, CosmosConfig::dv8x8x8()),
+    },
+    System {
+        name: "cosmos-dv8x16x16",
+        about: "Cosmos discrete video tokenizer (NVIDIA), 8×16×16, 64,000 codes: autoencoder.jit",
+        import: |tensors| cosmos::import(tensors, CosmosConfig::dv8x16x16()),
     },
     System {
         name: "var-vqvae-256",
@@ -201,8 +241,8 @@ fn names() -> String {
 
 /// The tensors of a published checkpoint as those of our model, whose config is read off their shapes where they tell it.
 ///
-/// Parts that a tokenizer does not need (discriminators, losses, optimizers) are left out. Ids come out in our convention,
-/// the first channel as the least significant digit, whatever the reference's is.
+/// Parts that a tokenizer does not need (discriminators, losses, optimizers) are left out. Ids have the first channel as the
+/// least significant digit, but for 1X's tokenizer, whose order (the most significant one first) that of its data sets is.
 ///
 /// # Errors
 /// No such system, or the first tensor of encoder, decoder or bottleneck that is missing, unexpected or of another shape.
@@ -211,9 +251,9 @@ pub fn import(system: &str, tensors: &Weights) -> Result<Imported, ImportError> 
         .iter()
         .find(|known| known.name == system)
         .ok_or_else(|| ImportError::System(system.to_string()))?;
-    let (model, tensors) = (system.import)(tensors)?;
+    let imported = (system.import)(tensors)?;
     let variables = nn::VarStore::new(Device::Cpu);
-    model.build(&variables.root())?;
-    load_into(&variables, &tensors)?;
-    Ok(Imported { model, tensors })
+    imported.model.build(&variables.root())?;
+    load_into(&variables, &imported.tensors)?;
+    Ok(imported)
 }

@@ -5,14 +5,15 @@
 mod checkpoints;
 #[path = "reference/imports.rs"]
 mod imports;
+#[path = "reference/robust.rs"]
+mod robust;
 
 use std::path::{Path, PathBuf};
 
 use reference::verify::verify;
 
 /// The systems whose drivers are complete.
-const SYSTEMS: &[&str] =
-    &["maskgit", "metrics", "muse", "perceiver-ar", "quantizers", "text-encoder", "video-gpt"];
+    &["magvit2", "maskgit", "metrics", "muse", "perceiver-ar", "quantizers", "text-encoder", "video-gpt"];
 
 /// Where the full set of cases is, if it is anywhere.
 fn full_set() -> PathBuf {

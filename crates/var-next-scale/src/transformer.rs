@@ -172,7 +172,6 @@ impl Var {
         self.word_embed.forward(input) + self.places(range.start, range.end - range.start)
     }
 
-
     /// All blocks over `[B, N, C]` with a mask `[N, N]`.
     pub(crate) fn run(
         &self,

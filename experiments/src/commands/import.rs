@@ -21,8 +21,9 @@ pub fn import(args: &ImportArgs) -> Result<()> {
     tokenizer::save(&args.output, &config, &imported.tensors)?;
     let parameters: usize = imported.tensors.values().map(tch::Tensor::numel).sum();
     println!(
-        "{}: {system}, {} tensors, {:.1} million numbers. Try: vireo describe {0}; vireo reconstruct VIDEO --checkpoint {0}",
+        "{}: {system}, {}: {} tensors, {:.1} million numbers. Try: vireo describe {0}; vireo reconstruct VIDEO --checkpoint {0}",
         args.output.display(),
+        imported.taken,
         imported.tensors.len(),
         parameters as f64 / 1e6
     );

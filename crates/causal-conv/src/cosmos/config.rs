@@ -1,6 +1,6 @@
 //! What a Cosmos tokenizer is made of.
 
-use quantizers::QuantizerConfig;
+use quantizers::{FsqConfig, QuantizerConfig};
 use serde::{Deserialize, Serialize};
 use video_core::{Error, Result};
 
@@ -150,6 +150,28 @@ impl CosmosConfig {
     /// Continuous, 8×16×16.
     pub fn cv8x16x16() -> Self {
         Self::continuous(8, 16)
+    }
+
+    /// 64,000 codes: FSQ of 8, 8, 8, 5, 5 and 5 levels.
+    fn discrete(temporal: i64, spatial: i64) -> Self {
+        let quantizer =
+            QuantizerConfig::Fsq(FsqConfig { levels: vec![8, 8, 8, 5, 5, 5], ..FsqConfig::default() });
+        Self::published(temporal, spatial, CosmosBottleneck::Discrete { embedding_dim: 6, quantizer })
+    }
+
+    /// Discrete, 4×8×8 (time × height × width).
+    pub fn dv4x8x8() -> Self {
+        Self::discrete(4, 8)
+    }
+
+    /// Discrete, 8×8×8.
+    pub fn dv8x8x8() -> Self {
+        Self::discrete(8, 8)
+    }
+
+    /// Discrete, 8×16×16.
+    pub fn dv8x16x16() -> Self {
+        Self::discrete(8, 16)
     }
 
     /// Checks every field but whether encoder and decoder compress as much as the config says, which the tokenizer checks.

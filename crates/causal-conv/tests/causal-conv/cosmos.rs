@@ -50,6 +50,9 @@ fn published_sizes() {
         (CosmosConfig::cv4x8x8(), 90_176_448),
         (CosmosConfig::cv8x8x8(), 112_472_512),
         (CosmosConfig::cv8x16x16(), 112_472_512),
+        (CosmosConfig::dv4x8x8(), 112_472_182),
+        (CosmosConfig::dv8x8x8(), 112_472_182),
+        (CosmosConfig::dv8x16x16(), 112_472_182),
     ] {
         let variables = nn::VarStore::new(Device::Cpu);
         CosmosTokenizer::new(&variables.root(), &config).unwrap();

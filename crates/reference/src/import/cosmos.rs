@@ -3,7 +3,7 @@
 use causal_conv::cosmos::{CosmosBottleneck, CosmosConfig, CosmosNet, PatchMethod};
 use tch::Kind;
 
-use super::{ImportError, Model, Shapes};
+use super::{ImportError, Imported, Model, Shapes};
 use crate::weights::Weights;
 
 /// Tables that TorchScript files carry beside the weights.
@@ -24,7 +24,7 @@ pub(crate) fn our_name(name: &str) -> String {
 
 /// A checkpoint whose compression is that of `published`: shapes do not tell it, as levels that compress nothing have
 /// the same weights. They tell all else.
-pub(super) fn import(tensors: &Weights, published: CosmosConfig) -> Result<(Model, Weights), ImportError> {
+pub(super) fn import(tensors: &Weights, published: CosmosConfig) -> Result<Imported, ImportError> {
     let shapes = Shapes::below(tensors, "encoder.norm_out.norm.weight")?;
     let encoder = net(&shapes, "encoder");
     let decoder = net(&shapes, "decoder");
@@ -75,7 +75,7 @@ pub(super) fn import(tensors: &Weights, published: CosmosConfig) -> Result<(Mode
     let parts = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
     let mut tensors = shapes.rename(&parts, |name| Some(our_name(name)));
     tensors.retain(|name, _| !TABLES.iter().any(|table| name.ends_with(table)));
-    Ok((Model::Cosmos(config), tensors))
+    Ok(Imported::of(Model::Cosmos(config), tensors))
 }
 
 /// Which family of networks a part is of.

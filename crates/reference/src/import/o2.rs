@@ -3,14 +3,14 @@
 use causal_conv::magvit2::Magvit2Config;
 use quantizers::{LfqConfig, QuantizerConfig};
 
-use super::{ImportError, Model, Shapes, gcd};
+use super::{ImportError, Imported, Model, Shapes, gcd};
 use crate::weights::Weights;
 
 /// Encoder and decoder, and what their shapes tell.
 ///
 /// The reference numbers tokens with channel 0 as the most significant bit; ours has it least significant, so that the same
 /// weights give the same signs under other ids.
-pub(super) fn import(tensors: &Weights) -> Result<(Model, Weights), ImportError> {
+pub(super) fn import(tensors: &Weights) -> Result<Imported, ImportError> {
     let first = "encoder.conv_first.conv.weight";
     let shapes = Shapes::below(tensors, first)?;
     let [first_width, in_channels, ..] = shapes.of::<5>(first)?;
@@ -52,7 +52,7 @@ pub(super) fn import(tensors: &Weights) -> Result<(Model, Weights), ImportError>
         ..Magvit2Config::paper_128()
     };
     let tensors = shapes.rename(&["encoder.", "decoder."], |name| from_o2(name, levels));
-    Ok((Model::Magvit2(config), tensors))
+    Ok(Imported::of(Model::Magvit2(config), tensors))
 }
 
 /// Our name of a tensor of an O2-MAGVIT2 checkpoint (without the prefix `tokenizer.`), for a network of so many levels.

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 use var_next_scale::transformer::InitConfig;
 use var_next_scale::{MultiScaleVqConfig, VarConfig, VqvaeConfig};
 
-use super::{ImportError, Model, Shapes, gcd};
+use super::{ImportError, Imported, Model, Shapes, gcd};
 use crate::weights::Weights;
 
 /// Tables that the published files carry beside the weights.
@@ -34,7 +34,7 @@ fn count(shapes: &Shapes, name: impl Fn(usize) -> String) -> usize {
 }
 
 /// The tokenizer. The file does not tell the scales: `patch_nums` are those of the images it is used for.
-pub(super) fn import_vqvae(tensors: &Weights, patch_nums: &[i64]) -> Result<(Model, Weights), ImportError> {
+pub(super) fn import_vqvae(tensors: &Weights, patch_nums: &[i64]) -> Result<Imported, ImportError> {
     let shapes = Shapes::below(tensors, "quantize.embedding.weight")?;
     let [vocab_size, z_channels] = shapes.of::<2>("quantize.embedding.weight")?;
     let [ch, ..] = shapes.of::<4>("encoder.conv_in.weight")?;
@@ -73,11 +73,11 @@ pub(super) fn import_vqvae(tensors: &Weights, patch_nums: &[i64]) -> Result<(Mod
         tensors.insert("quantize.ema_vocab_hit_SV".into(), Tensor::zeros(size, options));
         tensors.insert("quantize.record_hit".into(), Tensor::zeros([], options));
     }
-    Ok((Model::VarVqvae(config), tensors))
+    Ok(Imported::of(Model::VarVqvae(config), tensors))
 }
 
 /// The transformer.
-pub(super) fn import_transformer(tensors: &Weights) -> Result<(Model, Weights), ImportError> {
+pub(super) fn import_transformer(tensors: &Weights) -> Result<Imported, ImportError> {
     let shapes = Shapes::below(tensors, "word_embed.weight")?;
     let [embed_dim, z_channels] = shapes.of::<2>("word_embed.weight")?;
     let heads = shapes.of::<4>("blocks.0.attn.scale_mul_1H11").map(|[_, heads, ..]| heads).ok();
@@ -110,7 +110,7 @@ pub(super) fn import_transformer(tensors: &Weights) -> Result<(Model, Weights), 
         "head_nm.",
         "head.",
     ];
-    Ok((Model::Var(config), our_tensors(&shapes.rename(&parts, |_| None))))
+    Ok(Imported::of(Model::Var(config), our_tensors(&shapes.rename(&parts, |_| None))))
 }
 
 /// The sides of the scales: counted off the table of levels, or where that was left out, those of a published model with as

@@ -5,12 +5,12 @@ use tch::{Device, Kind, Tensor};
 use video_core::GridShape;
 use video_gpt::{AttentionType, FrameConfig, GptConfig, ResNetConfig, SparseLayout, VqVaeConfig};
 
-use super::{ImportError, Model, Shapes};
+use super::{ImportError, Imported, Model, Shapes};
 use crate::weights::Weights;
 
 /// A checkpoint's VQ-VAE, its own or that inside a prior's, and what its shapes tell. The strides they do not: kernels are 4
 /// wide on every axis, whatever the stride.
-pub(super) fn import_vqvae(tensors: &Weights, downsample: [i64; 3]) -> Result<(Model, Weights), ImportError> {
+pub(super) fn import_vqvae(tensors: &Weights, downsample: [i64; 3]) -> Result<Imported, ImportError> {
     let first = "encoder.convs.0.conv.weight";
     let shapes = Shapes::below(tensors, first)?;
     let [codebook_size, embedding_dim] = shapes.of::<2>("codebook.embeddings")?;
@@ -23,11 +23,11 @@ pub(super) fn import_vqvae(tensors: &Weights, downsample: [i64; 3]) -> Result<(M
     };
     let parts = ["encoder.", "decoder.", "pre_vq_conv.", "post_vq_conv.", "codebook."];
     let own = shapes.rename(&parts, |name| Some(name.to_string()));
-    Ok((Model::VideoGptVqVae(config), vqvae_tensors(&own, "")))
+    Ok(Imported::of(Model::VideoGptVqVae(config), vqvae_tensors(&own, "")))
 }
 
 /// A checkpoint's prior, and what its shapes tell: all but the heads, of which every published one has 4.
-pub(super) fn import_gpt(tensors: &Weights) -> Result<(Model, Weights), ImportError> {
+pub(super) fn import_gpt(tensors: &Weights) -> Result<Imported, ImportError> {
     let shapes = Shapes::below(tensors, "fc_in.weight")?;
     let [n_codes, _] = shapes.of::<2>("vqvae.codebook.embeddings")?;
     let [hidden_dim, embedding_dim] = shapes.of::<2>("fc_in.weight")?;
@@ -78,7 +78,7 @@ pub(super) fn import_gpt(tensors: &Weights) -> Result<(Model, Weights), ImportEr
     };
     let parts = ["vqvae.codebook.", "fc_in.", "fc_out.", "attn_stack.", "norm.", "resnet.", "cond_pos_embd."];
     let own = shapes.rename(&parts, |name| Some(name.to_string()));
-    Ok((Model::VideoGpt(config), gpt_tensors(&own)))
+    Ok(Imported::of(Model::VideoGpt(config), gpt_tensors(&own)))
 }
 
 /// The VQ-VAE's tensors below a prefix by our names. Only its codebook is called otherwise, and has an axis more. What a

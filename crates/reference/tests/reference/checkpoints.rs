@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use reference::import::{ImportError, read_checkpoint};
+use reference::weights::Weights;
 use tch::{Kind, Tensor};
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
 /// A file that goes away with the test.
-struct Scratch(PathBuf);
+pub struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(name: &str, bytes: &[u8]) -> Self {
+    pub fn new(name: &str, bytes: &[u8]) -> Self {
         let path = std::env::temp_dir().join(format!("vireo-import-{}-{name}", std::process::id()));
         std::fs::write(&path, bytes).unwrap();
         Self(path)
@@ -29,7 +30,11 @@ impl Scratch {
         Self::new(name, &zip.finish().unwrap().into_inner())
     }
 
-    fn read(&self) -> Result<std::collections::BTreeMap<String, Tensor>, ImportError> {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn read(&self) -> Result<std::collections::BTreeMap<String, Tensor>, ImportError> {
         read_checkpoint(&self.0)
     }
 }
@@ -49,25 +54,52 @@ fn text(value: &str) -> Vec<u8> {
     [b"X", (value.len() as u32).to_le_bytes().as_slice(), value.as_bytes()].concat()
 }
 
-/// `{"x": tensor}` of float32 with `len` numbers in its storage.
-fn pickle_of_one(len: u8, offset: u8, size: &[u8], stride: &[u8]) -> Vec<u8> {
-    let ints = |values: &[u8]| -> Vec<u8> {
-        [b"(".to_vec(), values.iter().flat_map(|&v| [b'K', v]).collect(), b"t".to_vec()].concat()
+/// `name: tensor` in a dictionary, a view of float32 into a storage of `len` numbers.
+fn pickled(name: &str, storage: &str, len: i64, offset: u8, size: &[i64], stride: &[i64]) -> Vec<u8> {
+    let int = |value: i64| match u8::try_from(value) {
+        Ok(byte) => vec![b'K', byte],
+        Err(_) => [b"J".as_slice(), &(value as i32).to_le_bytes()].concat(),
+    };
+    let ints = |values: &[i64]| -> Vec<u8> {
+        [b"(".to_vec(), values.iter().flat_map(|&value| int(value)).collect(), b"t".to_vec()].concat()
     };
     [
-        b"\x80\x02}".to_vec(),
-        text("x"),
+        text(name),
         b"ctorch._utils\n_rebuild_tensor_v2\n((".to_vec(),
         text("storage"),
         b"ctorch\nFloatStorage\n".to_vec(),
-        text("0"),
+        text(storage),
         text("cpu"),
-        vec![b'K', len, b't', b'Q', b'K', offset],
+        int(len),
+        vec![b't', b'Q', b'K', offset],
         ints(size),
         ints(stride),
-        b"\x89ccollections\nOrderedDict\n)RtRs.".to_vec(),
+        b"\x89ccollections\nOrderedDict\n)RtRs".to_vec(),
     ]
     .concat()
+}
+
+/// `{"x": tensor}`.
+fn pickle_of_one(len: i64, offset: u8, size: &[i64], stride: &[i64]) -> Vec<u8> {
+    [b"\x80\x02}".to_vec(), pickled("x", "0", len, offset, size, stride), b".".to_vec()].concat()
+}
+
+/// What a training run saves: `{"state_dict": weights}` in a zip archive.
+pub fn training_checkpoint(name: &str, weights: &Weights) -> Scratch {
+    let mut pickle = [b"\x80\x02}".to_vec(), text("state_dict"), b"}".to_vec()].concat();
+    let mut storages = Vec::new();
+    for (index, (name, tensor)) in weights.iter().enumerate() {
+        let tensor = tensor.to_kind(Kind::Float).contiguous();
+        let numbers: Vec<f32> = tensor.view(-1).try_into().unwrap();
+        let (key, len) = (index.to_string(), numbers.len() as i64);
+        pickle.extend(pickled(name, &key, len, 0, &tensor.size(), &tensor.stride()));
+        let bytes: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
+        storages.push((format!("data/{key}"), bytes));
+    }
+    pickle.extend(b"s.");
+    let mut entries = vec![("data.pkl", pickle.as_slice())];
+    entries.extend(storages.iter().map(|(entry, bytes)| (entry.as_str(), bytes.as_slice())));
+    Scratch::archive(name, &entries)
 }
 
 #[test]

@@ -2,15 +2,19 @@
 
 use std::path::Path;
 
-use causal_conv::cosmos::CosmosTokenizer;
+use causal_conv::cosmos::{CosmosConfig, CosmosTokenizer};
 use causal_conv::magvit2::Magvit2;
+use causal_conv::open_magvit2::{OpenMagvit2, OpenMagvit2Config};
+use quantizers::{LfqConfig, QuantizerConfig};
 use reference::case::Case;
 use reference::import::{ImportError, Imported, Model, import};
 use reference::weights::{Weights, WeightsError, load_into};
-use tch::{Device, Tensor, nn, no_grad};
+use tch::{Device, Kind, Tensor, nn, no_grad};
 use var_next_scale::{Var, VarConfig, Vqvae, VqvaeConfig};
 use video_core::{TokenGrid, VideoTokenizer};
 use video_gpt::{AttentionType, GptCondition, VideoGpt, VqVae};
+
+use crate::checkpoints::{Scratch, training_checkpoint};
 
 fn case(name: &str) -> Case {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("golden/magvit2/{name}.json"));
@@ -46,7 +50,7 @@ fn near(ours: &Tensor, theirs: &Tensor) {
 #[test]
 fn o2_magvit2() {
     let case = case("tokenizer_image");
-    let Imported { model, tensors } =
+    let Imported { model, tensors, .. } =
         import("o2-magvit2", &with_prefix("tokenizer.", &case.weights())).unwrap();
     let Model::Magvit2(config) = model else { panic!("{model:?}") };
     let variables = nn::VarStore::new(Device::Cpu);
@@ -70,7 +74,7 @@ fn cosmos_continuous() {
     let Some(case) = large_case("cosmos_tokenizer_cv") else { return };
     let mut weights = with_prefix("", &case.weights());
     weights.insert("encoder.patcher3d.wavelets".into(), Tensor::from_slice(&[0.70710677_f32, 0.70710677]));
-    let Imported { model, tensors } = import("cosmos-cv4x8x8", &weights).unwrap();
+    let Imported { model, tensors, .. } = import("cosmos-cv4x8x8", &weights).unwrap();
     let Model::Cosmos(config) = &model else { panic!("{model:?}") };
     assert_eq!(config.decoder_channels_mult, Some(vec![2, 4]));
     let variables = nn::VarStore::new(Device::Cpu);
@@ -87,6 +91,135 @@ fn cosmos_continuous() {
     assert_eq!(serde_json::from_str::<Model>(&words).unwrap(), model);
 }
 
+/// A model's variables.
+fn variables_of(variables: &nn::VarStore) -> Weights {
+    variables.variables().into_iter().collect()
+}
+
+#[test]
+fn cosmos_discrete() {
+    // The published attention stands at a height that three levels do not reach.
+    let config = CosmosConfig {
+        channels: 8,
+        num_res_blocks: 1,
+        attn_resolutions: Vec::new(),
+        ..CosmosConfig::dv4x8x8()
+    };
+    let variables = nn::VarStore::new(Device::Cpu);
+    let tokenizer = CosmosTokenizer::new(&variables.root(), &config).unwrap();
+    // The reference keeps every convolution and norm in a wrapper.
+    let theirs = |ours: &str| {
+        let (layer, leaf) = ours.rsplit_once('.').unwrap();
+        let is_norm = layer.rsplit_once('.').unwrap_or_default().1.starts_with("norm");
+        format!("{layer}.{}.{leaf}", if is_norm { "norm" } else { "conv3d" })
+    };
+    let mut weights: Weights =
+        variables_of(&variables).into_iter().map(|(name, tensor)| (theirs(&name), tensor)).collect();
+    for table in ["quantizer._levels", "quantizer._basis"] {
+        weights.insert(table.into(), Tensor::ones([6], (Kind::Int, Device::Cpu)));
+    }
+    let Imported { model, tensors, .. } = import("cosmos-dv4x8x8", &weights).unwrap();
+    assert_eq!(model, Model::Cosmos(config.clone()));
+    let copy = nn::VarStore::new(Device::Cpu);
+    let imported = CosmosTokenizer::new(&copy.root(), &config).unwrap();
+    load_into(&copy, &tensors).unwrap();
+    let video = Tensor::rand([1, 3, 5, 16, 16], (Kind::Float, Device::Cpu)) * 2 - 1;
+    let tokens = tokenizer.encode(&video).unwrap();
+    assert_eq!(tokens.ids(), imported.encode(&video).unwrap().ids());
+    assert_eq!(tokens.ids().size(), [1, 2, 2, 2]);
+    // A continuous checkpoint is no discrete one.
+    weights.insert("quant_conv.conv3d.weight".into(), Tensor::zeros([16, 16, 1, 1, 1], tch::kind::FLOAT_CPU));
+    let error = import("cosmos-dv4x8x8", &weights).unwrap_err().to_string();
+    assert!(error.contains("quant_conv") && error.contains("[16, 16, 1, 1, 1]"), "{error}");
+}
+
+/// A small Open-MAGVIT2 tokenizer.
+fn open_magvit2(adaptive_norm: bool) -> (nn::VarStore, OpenMagvit2, OpenMagvit2Config) {
+    let config = OpenMagvit2Config {
+        ch: 8,
+        num_res_blocks: 1,
+        z_channels: 5,
+        ch_mult: vec![1, 2],
+        resolution: 32,
+        num_groups: 8,
+        adaptive_norm,
+        quantizer: QuantizerConfig::Lfq(LfqConfig::with_bits(5)),
+        ..OpenMagvit2Config::large_256()
+    };
+    let variables = nn::VarStore::new(Device::Cpu);
+    let tokenizer = OpenMagvit2::new(&variables.root(), &config).unwrap();
+    (variables, tokenizer, config)
+}
+
+#[test]
+fn open_magvit2_by_its_moving_averages() {
+    let (variables, tokenizer, config) = open_magvit2(true);
+    let averages = variables_of(&variables);
+    // What was trained, its average, and what a tokenizer does not need.
+    let mut checkpoint = Weights::new();
+    for (name, average) in &averages {
+        checkpoint.insert(format!("model_ema.{}", name.replace('.', "")), average.shallow_clone());
+        checkpoint.insert(name.clone(), average.detach() + 1.0);
+    }
+    for other in
+        ["loss.discriminator.main.0.weight", "model_ema.lossdiscriminatormain0weight", "model_ema.decay"]
+    {
+        checkpoint.insert(other.into(), Tensor::zeros([2], tch::kind::FLOAT_CPU));
+    }
+    let pytorch = training_checkpoint("open.ckpt", &checkpoint);
+    let safetensors = Scratch::new("open.safetensors", b"");
+    let entries: Vec<(&str, &Tensor)> = checkpoint.iter().map(|(name, t)| (name.as_str(), t)).collect();
+    Tensor::write_safetensors(&entries, safetensors.path()).unwrap();
+    let image = Tensor::rand([1, 3, 1, 8, 8], (Kind::Float, Device::Cpu)) * 2 - 1;
+    for file in [&pytorch, &safetensors] {
+        let imported = import("open-magvit2", &file.read().unwrap()).unwrap();
+        assert!(imported.taken.contains("model_ema"), "{}", imported.taken);
+        assert_eq!(imported.model, Model::OpenMagvit2(config.clone()));
+        let copy = nn::VarStore::new(Device::Cpu);
+        let ours = OpenMagvit2::new(&copy.root(), &config).unwrap();
+        load_into(&copy, &imported.tensors).unwrap();
+        assert_eq!(ours.encode(&image).unwrap().ids(), tokenizer.encode(&image).unwrap().ids());
+    }
+    // A model that is there by half is refused, whatever else the file holds.
+    let mut half = pytorch.read().unwrap();
+    half.remove("model_ema.decoderconv_outbias");
+    let error = import("open-magvit2", &half).unwrap_err();
+    assert!(
+        matches!(&error, ImportError::Weights(WeightsError::Missing(name)) if name == "decoder.conv_out.bias")
+    );
+    half.insert("model_ema.decoderconv_outbias".into(), Tensor::zeros([7], tch::kind::FLOAT_CPU));
+    let error = import("open-magvit2", &half).unwrap_err().to_string();
+    assert!(
+        error.contains("decoder.conv_out.bias") && error.contains("[7]") && error.contains("[3]"),
+        "{error}"
+    );
+    half.insert("model_ema.decoderodd".into(), Tensor::from(1_f32));
+    let error = import("open-magvit2", &half).unwrap_err().to_string();
+    assert!(error.contains("model_ema.decoderodd"), "{error}");
+    // Without averages, the weights.
+    checkpoint.retain(|name, _| !name.starts_with("model_ema."));
+    let imported = import("open-magvit2", &checkpoint).unwrap();
+    assert!(imported.taken.contains("no moving averages"), "{}", imported.taken);
+    assert!(imported.tensors["decoder.conv_out.bias"] == averages["decoder.conv_out.bias"].detach() + 1.0);
+}
+
+#[test]
+fn one_x_counts_from_the_other_end() {
+    let (variables, tokenizer, _) = open_magvit2(false);
+    let imported = import("1x-magvit2", &variables_of(&variables)).unwrap();
+    let Model::OpenMagvit2(config) = &imported.model else { panic!("{:?}", imported.model) };
+    assert!(!config.adaptive_norm);
+    let copy = nn::VarStore::new(Device::Cpu);
+    let ours = OpenMagvit2::new(&copy.root(), config).unwrap();
+    load_into(&copy, &imported.tensors).unwrap();
+    let image = Tensor::rand([1, 3, 1, 16, 16], (Kind::Float, Device::Cpu)) * 2 - 1;
+    let little = tokenizer.encode(&image).unwrap();
+    let reversed = (0..5).fold(little.ids().zeros_like(), |ids, bit| {
+        ids * 2 + little.ids().divide_scalar_mode(1_i64 << bit, "floor").remainder(2)
+    });
+    assert_eq!(ours.encode(&image).unwrap().ids(), &reversed);
+}
+
 #[test]
 fn video_gpt() {
     let Some(case) = case_of("video-gpt", "gpt_sample_greedy_frame") else { return };
@@ -96,7 +229,7 @@ fn video_gpt() {
     weights.insert("attn_stack.attn_nets.0.attn.attn.mask".into(), mask);
     weights.insert("vqvae.encoder.res_stack.1.num_batches_tracked".into(), Tensor::from(3_i64));
 
-    let Imported { model, tensors } = import("videogpt-stride4x4x4", &weights).unwrap();
+    let Imported { model, tensors, .. } = import("videogpt-stride4x4x4", &weights).unwrap();
     let Model::VideoGptVqVae(config) = &model else { panic!("{model:?}") };
     let variables = nn::VarStore::new(Device::Cpu);
     let tokenizer = VqVae::new(&variables.root(), config).unwrap();
@@ -105,7 +238,7 @@ fn video_gpt() {
     let video = tokenizer.decode(&tokens).unwrap();
     near(&((video + 1.0) / 2.0), &case.tensor("out/video").unwrap());
 
-    let Imported { model, tensors } = import("videogpt-gpt", &weights).unwrap();
+    let Imported { model, tensors, .. } = import("videogpt-gpt", &weights).unwrap();
     let Model::VideoGpt(mut config) = model else { panic!("{model:?}") };
     assert_eq!(config.attn_type, AttentionType::Full);
     // Shapes do not tell the heads, and this case has not the published number.
@@ -166,7 +299,7 @@ fn var_tokenizer() {
         config.quantizer.share_quant_resi = share_quant_resi;
         config.quantizer.default_qresi_counts = if share_quant_resi == 0 { 10 } else { 0 };
         Vqvae::new(&variables.root(), &config).unwrap();
-        let Imported { model, tensors } = import("var-vqvae-256", &published(&variables)).unwrap();
+        let Imported { model, tensors, .. } = import("var-vqvae-256", &published(&variables)).unwrap();
         assert_eq!(model, Model::VarVqvae(config));
         assert_eq!(tensors.len(), variables.variables().len());
         // Of the other size only the count of hits starts anew.
@@ -200,7 +333,7 @@ fn var_transformer() {
             let table = config.pyramid().unwrap().levels(Device::Cpu).unsqueeze(0);
             weights.insert("trainer.lvl_1L".into(), table);
         }
-        let Imported { model, tensors } = import("var", &weights).unwrap();
+        let Imported { model, tensors, .. } = import("var", &weights).unwrap();
         assert_eq!(model, Model::Var(config));
         assert_eq!(tensors.len(), variables.variables().len());
         weights.remove("trainer.head.bias");
