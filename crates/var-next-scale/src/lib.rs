@@ -36,6 +36,7 @@ pub mod resample;
 pub mod sampling;
 mod scales;
 pub mod transformer;
+pub mod video;
 pub mod vqvae;
 
 pub use edit::{Edit, EditBox, EditKind, edit_mask};

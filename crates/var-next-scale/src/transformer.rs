@@ -172,6 +172,11 @@ impl Var {
         self.word_embed.forward(input) + self.places(range.start, range.end - range.start)
     }
 
+    /// Codes `[.., z]` at the network's width.
+    pub(crate) fn embed_codes(&self, codes: &Tensor) -> Tensor {
+        self.word_embed.forward(codes)
+    }
+
     /// All blocks over `[B, N, C]` with a mask `[N, N]`.
     pub(crate) fn run(
         &self,
