@@ -15,8 +15,8 @@
 //! - tokens of a chunk depend on no frame behind the chunk, and predictions at a scale on no token of it or behind it;
 //! - a clip is continued from its tokens so far, chunk by chunk, with cached keys and values.
 //!
-//! What goes in at the first scale of a chunk is the class, as for an image, and the latent frame before the chunk, which is
-//! known by then, at that scale's size.
+//! What goes in at a scale of a chunk is, as for an image, the sum of the chunk's coarser scales (the class at the first), and
+//! beside it the finished sum of the pyramid before, at the same size: the finest tokens of that one reach the network only so.
 
 mod generator;
 mod scales;

@@ -4,6 +4,8 @@
 mod tokenizer;
 #[path = "var_next_scale/transformer.rs"]
 mod transformer;
+#[path = "var_next_scale/video.rs"]
+mod video;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use serde::{Deserialize, Serialize};
-use tch::nn::{self, Init};
+use tch::nn::{self, Init, Module};
 use tch::{Kind, Tensor, no_grad};
 use video_core::{
     Condition, ConditionKind, Error, GridShape, Result, SampleOptions, TokenGenerator, TokenGrid,
@@ -17,7 +17,7 @@ use crate::quantizer::{MultiScaleVq, as_sequence, check_vocabulary};
 use crate::resample::area;
 use crate::sampling::VarSampling;
 use crate::scales::{Pyramid, block_causal_mask};
-use crate::transformer::{Conditioning, Var, VarConfig};
+use crate::transformer::{Conditioning, Var, VarConfig, linear};
 
 /// Configuration of [`SpaceTimeVar`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,7 +62,9 @@ impl SpaceTimeVarConfig {
 
 /// What chunks add to the transformer of images.
 #[derive(Debug)]
-struct ChunkPositions {
+struct ChunkInputs {
+    /// From the sum of the pyramid before, z, to C.
+    before: nn::Linear,
     /// `[1, l₀, C]`
     start: Tensor,
     /// `[1, L₁, C]`
@@ -77,13 +79,13 @@ struct ChunkPositions {
 /// [`SpaceTimeVqvae`](super::SpaceTimeVqvae) gives them. It serves first frames, as the tokens of the image and any number of
 /// whole chunks, and classes where it has some.
 ///
-/// Variables: those of [`Var`], and under `chunk` `pos_start`, `pos_1LC`, `lvl_embed.weight`, `index_embed.weight`.
+/// Variables: those of [`Var`], and under `chunk` `before_embed`, `pos_start`, `pos_1LC`, `lvl_embed.weight`, `index_embed.weight`.
 #[derive(Debug)]
 pub struct SpaceTimeVar {
     config: SpaceTimeVarConfig,
     pyramid: SpaceTimePyramid,
     model: Var,
-    chunk: ChunkPositions,
+    chunk: ChunkInputs,
     quantizer: MultiScaleVq,
     serves: Vec<ConditionKind>,
     /// Of the longest clip, made when it is first needed. Sampling never needs it.
@@ -103,7 +105,13 @@ impl SpaceTimeVar {
         let positions = Init::Randn { mean: 0.0, stdev: config.transformer.position_std() };
         let table = Init::Randn { mean: 0.0, stdev: config.transformer.std() };
         let scales = pyramid.chunk.len() as i64;
-        let chunk = ChunkPositions {
+        let chunk = ChunkInputs {
+            before: linear(
+                &(&below / "before_embed"),
+                config.transformer.z_channels,
+                width,
+                config.transformer.std(),
+            ),
             start: below.var("pos_start", &[1, pyramid.chunk.lengths()[0], width], positions),
             positions: below.var("pos_1LC", &[1, pyramid.chunk.tokens(), width], positions),
             levels: (&below / "lvl_embed").var("weight", &[scales, width], table),
@@ -130,6 +138,11 @@ impl SpaceTimeVar {
     /// Its scales.
     pub fn pyramid(&self) -> &SpaceTimePyramid {
         &self.pyramid
+    }
+
+    /// The codebook and φ.
+    pub fn quantizer(&self) -> &MultiScaleVq {
+        &self.quantizer
     }
 
     /// The transformer of the image's part.
@@ -171,7 +184,8 @@ impl SpaceTimeVar {
             inputs.push(self.chunk_start(index, &f_hat, condition));
             let part = ids.narrow(1, range.start, range.end - range.start);
             let (sums, sum) = no_grad(|| self.sums(&part, chunk))?;
-            let embed = |(scale, sum): (usize, &Tensor)| self.embed_chunk_scale(index, scale + 1, sum);
+            let embed =
+                |(scale, sum): (usize, &Tensor)| self.embed_chunk_scale(index, scale + 1, sum, &f_hat);
             inputs.extend(sums.iter().enumerate().map(embed));
             f_hat = sum;
         }
@@ -188,20 +202,23 @@ impl SpaceTimeVar {
         Ok((inputs, sums[sums.len() - 1].shallow_clone()))
     }
 
-    /// What goes in at the first scale of a chunk, `[B, l₀, C]`: the class, and the last latent frame before the chunk.
+    /// What goes in at the first scale of a chunk, `[B, l₀, C]`: the class, and the sum of the pyramid before.
     fn chunk_start(&self, index: i64, before: &Tensor, condition: &Conditioning) -> Tensor {
-        let shape = self.pyramid.chunk.scales()[0];
-        let last = before.narrow(2, before.size()[2] - 1, 1);
-        let last = area(&last, GridShape { frames: 1, ..shape });
-        let last = last.expand([-1, -1, shape.frames, -1, -1], false);
-        let copies = condition.class.size()[0] / last.size()[0];
-        let known = self.model.embed_codes(&as_sequence(&last)).repeat([copies, 1, 1]);
+        let copies = condition.class.size()[0] / before.size()[0];
+        let known = self.embed_before(0, before).repeat([copies, 1, 1]);
         condition.class.unsqueeze(1) + &self.chunk.start + known + self.places(index, 0)
     }
 
-    /// What goes in at a later scale of a chunk.
-    fn embed_chunk_scale(&self, index: i64, scale: usize, input: &Tensor) -> Tensor {
-        self.model.embed_codes(input) + self.places(index, scale)
+    /// What goes in at a later scale of a chunk: its sum so far, `[B, n, z]`, and that of the pyramid before.
+    fn embed_chunk_scale(&self, index: i64, scale: usize, input: &Tensor, before: &Tensor) -> Tensor {
+        self.model.embed_codes(input) + self.embed_before(scale, before) + self.places(index, scale)
+    }
+
+    /// The sum of the pyramid before, `[B, z, t, H, W]`, at the size of a chunk's scale. Only so do the tokens of its finest
+    /// scale reach the network.
+    fn embed_before(&self, scale: usize, before: &Tensor) -> Tensor {
+        let before = area(before, self.pyramid.chunk.scales()[scale]);
+        self.chunk.before.forward(&as_sequence(&before))
     }
 
     /// Level, position and chunk embeddings of one scale, `[1, n, C]`.
@@ -244,8 +261,11 @@ impl SpaceTimeVar {
         options.validate()?;
         check_guidance(&self.config.transformer, options.cfg)?;
         self.model.check_classes(classes)?;
+        if !(0..=self.config.max_chunks).contains(&chunks) {
+            let expected = format!("0 to {} (max_chunks)", self.config.max_chunks);
+            return Err(Error::input("chunks", format!("{chunks} chunks"), expected));
+        }
         let tokens = self.pyramid.tokens(chunks);
-        self.check_length(tokens)?;
         let batch = classes.size()[0];
         if let Some(given) = given {
             self.check_ids(given)?;
@@ -280,9 +300,9 @@ impl SpaceTimeVar {
                     given: maps.as_ref().map(|maps| Given { ids: maps, keep: None }),
                     noise: None,
                 };
-                let embed = |scale: usize, input: &Tensor| match part {
-                    0 => self.model.embed_scale(scale, input),
-                    _ => self.embed_chunk_scale(part - 1, scale, input),
+                let embed = |scale: usize, input: &Tensor| match &before {
+                    None => self.model.embed_scale(scale, input),
+                    Some(before) => self.embed_chunk_scale(part - 1, scale, input, before),
                 };
                 let Sampled { ids: maps, f_hat } = run.run(start, &embed, &mut caches, &mut |_| ())?;
                 ids.extend(maps);
