@@ -5,7 +5,7 @@ mod decoder;
 
 use serde::{Deserialize, Serialize};
 use tch::nn::{self, Init};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 use video_core::{Error, GridShape, Result, TokenGrid};
 
 pub use decoder::GptDecoder;
@@ -315,6 +315,19 @@ impl VideoGpt {
     ) -> Result<Tensor> {
         let logits = self.forward(tokens, condition, train)?.flatten(0, 3);
         Ok(logits.cross_entropy_for_logits(&tokens.ids().flatten(0, 3)))
+    }
+
+    /// −ln p of each clip, exact, float64 `[B]`, without gradients.
+    ///
+    /// # Errors
+    /// As [`VideoGpt::forward`].
+    pub fn nats(&self, tokens: &TokenGrid, condition: GptCondition<'_>) -> Result<Tensor> {
+        no_grad(|| {
+            let logits = self.forward(tokens, condition, false)?;
+            let targets = tokens.ids().to_device(self.device).unsqueeze(-1);
+            let nats = logits.logsumexp([-1i64].as_slice(), true) - logits.gather(-1, &targets, false);
+            Ok(nats.sum_dim_intlist([1i64, 2, 3, 4].as_slice(), false, Kind::Double))
+        })
     }
 
     /// A decoder of `batch` clips under a condition.

@@ -360,15 +360,20 @@ struct Forward {
     z_index_dim_override: Option<i64>,
 }
 
-fn forward(case: &Case) -> Result<Outputs, CaseError> {
-    let given: Forward = case.config()?;
-    let loaded = Loaded::new(case, &given.model)?;
+/// The draws of a case; what it lacks is not dropped.
+fn draws(case: &Case) -> TrainDraws {
     let bools = |name: &str| case.optional_input(name).map(|keep| keep.ne(0));
-    let draws = TrainDraws {
+    TrainDraws {
         latent_keep: bools("latent_keep"),
         encoder_keep: bools("encoder_keep"),
         permutation: case.optional_input("permutation"),
-    };
+    }
+}
+
+fn forward(case: &Case) -> Result<Outputs, CaseError> {
+    let given: Forward = case.config()?;
+    let loaded = Loaded::new(case, &given.model)?;
+    let draws = draws(case);
     let (ids, positions) = (case.input("events")?, case.optional_input("event_idxs"));
     let sequence = Sequence { ids: &ids, positions: positions.as_ref() };
     let train = given.is_training.then_some(&draws);
@@ -406,7 +411,7 @@ fn loss(case: &Case) -> Result<Outputs, CaseError> {
     let positions = case.optional_input("event_idxs").map(|positions| shift_positions(&positions));
     let sequence = Sequence { ids: &inputs, positions: positions.as_ref() };
     let config = LossConfig { label_smoothing: given.label_smoothing, z_loss: given.z_loss };
-    let loss = loaded.model.training_loss(sequence, &targets, &TrainDraws::default(), config)?;
+    let loss = loaded.model.training_loss(sequence, &targets, &draws(case), config)?;
     loss.total.backward();
     let mut outputs = Outputs::new();
     outputs.out("loss", &loss.total).out("z_loss", &loss.z_loss).out("num_events", &loss.num_events);
@@ -535,8 +540,9 @@ struct SampleGiven {
 
 fn sample(case: &Case) -> Result<Outputs, CaseError> {
     let given: SampleGiven = case.config()?;
-    if given.temperature != 0.0 || given.top_p != 1.0 {
-        return Err(CaseError::Config("temperature 0 and top_p 1: cases without draws are greedy".into()));
+    // The reference draws only where both are positive, and filters only what it draws from.
+    if given.temperature != 0.0 && given.top_p != 0.0 {
+        return Err(CaseError::Config("temperature or top_p is 0: cases without draws are greedy".into()));
     }
     if given.use_memory && given.max_context_length_memory != given.num_events - 1 {
         let problem =

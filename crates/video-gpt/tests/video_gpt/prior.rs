@@ -196,6 +196,21 @@ fn the_published_sizes_have_the_published_number_of_parameters() {
 }
 
 #[test]
+fn likelihoods_sum_to_one_and_their_mean_is_the_loss() {
+    let _alone = crate::alone();
+    let grid = GridShape { frames: 1, height: 1, width: 3 };
+    let (_variables, model) = build(&GptConfig { n_codes: 2, grid, ..tiny() });
+    let all = Tensor::arange(8, (Kind::Int64, Device::Cpu));
+    let bits: Vec<Tensor> = [4, 2, 1].map(|bit: i64| all.floor_divide_scalar(bit).remainder(2)).into();
+    let tokens = TokenGrid::new(Tensor::stack(&bits, 1).view([8, 1, 1, 3])).unwrap();
+    let nats = model.nats(&tokens, GptCondition::default()).unwrap();
+    let sum = (-&nats).exp().sum(Kind::Double).double_value(&[]);
+    assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+    let loss = model.cross_entropy(&tokens, GptCondition::default(), false).unwrap().double_value(&[]);
+    assert!((nats.mean(Kind::Double).double_value(&[]) / 3.0 - loss).abs() < 1e-5);
+}
+
+#[test]
 fn constants_are_normalised_to_nothing() {
     let variables = nn::VarStore::new(Device::Cpu);
     let norm = LayerNorm::new(&variables.root(), 4, None).unwrap();
