@@ -93,7 +93,9 @@ impl Case {
         let path: PathBuf = json.with_extension("safetensors");
         let tensors = weights::read_safetensors(&path).map_err(|e| file_error(&path, e.to_string()))?;
         let mut gradients = BTreeMap::new();
-        for (name, stated) in header.gradients.as_object().into_iter().flatten() {
+        // Some systems say one thing of all gradients here, which stand in the outputs each with its tolerance.
+        let stated = header.gradients.as_object().into_iter().flatten();
+        for (name, stated) in stated.filter(|(_, stated)| stated.is_object()) {
             let stated = Expectation::deserialize(stated)
                 .map_err(|e| file_error(json, format!("the tolerance of the gradient {name}: {e}")))?;
             gradients.insert(format!("grad/{name}"), stated);
