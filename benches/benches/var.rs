@@ -58,7 +58,7 @@ fn uncached(generator: &VarGenerator, prefix: bool) -> Tensor {
 fn fastest(mut work: impl FnMut() -> Tensor) -> f64 {
     let pass = |_| {
         let start = Instant::now();
-        black_box(work());
+        let _ = black_box(work());
         start.elapsed().as_secs_f64()
     };
     (0..4).map(pass).fold(f64::INFINITY, f64::min)

@@ -1,6 +1,7 @@
 //! The successor's quantizer (Infinity, Han et al., arXiv 2412.04431, section 3.2): no codebook, each channel is one bit.
 
 use serde::{Deserialize, Serialize};
+use tch::nn::{self, Module};
 use tch::{Tensor, no_grad};
 use video_core::{Error, Result};
 
@@ -32,11 +33,13 @@ pub struct BitQuantized {
     pub var_inputs: Vec<Tensor>,
 }
 
-/// Residual quantization over scales to ±1/√d in every channel. No variables.
-#[derive(Clone, Debug)]
+/// Residual quantization over scales to ±1/√d in every channel. Variables: `layernorm.weight`, `layernorm.bias` `[d]` where
+/// features are normed.
+#[derive(Debug)]
 pub struct MultiScaleBsq {
     config: MultiScaleBsqConfig,
     pyramid: Pyramid,
+    norm: Option<nn::LayerNorm>,
 }
 
 impl MultiScaleBsq {
@@ -44,11 +47,15 @@ impl MultiScaleBsq {
     ///
     /// # Errors
     /// `dim` is not 1 to 1024.
-    pub fn new(config: MultiScaleBsqConfig, pyramid: Pyramid) -> Result<Self> {
+    pub fn new(path: &nn::Path, config: MultiScaleBsqConfig, pyramid: Pyramid) -> Result<Self> {
         if !(1..=1024).contains(&config.dim) {
             return Err(Error::config("dim", config.dim, "1 to 1024"));
         }
-        Ok(Self { config, pyramid })
+        let norm = || {
+            let options = nn::LayerNormConfig { eps: 1e-6, ..Default::default() };
+            nn::layer_norm(path / "layernorm", vec![config.dim], options)
+        };
+        Ok(Self { norm: config.ln_before_quant.then(norm), config, pyramid })
     }
 
     /// Quantizes `[B, d, T, H, W]`, without gradients.
@@ -67,12 +74,9 @@ impl MultiScaleBsq {
 
     fn run(&self, z: &Tensor) -> BitQuantized {
         let channels = |x: &Tensor| x.permute([0, 2, 3, 4, 1]);
-        let mut rest = if self.config.ln_before_quant {
-            let normed =
-                channels(z).layer_norm([self.config.dim], None::<Tensor>, None::<Tensor>, 1e-6, true);
-            normed.permute([0, 4, 1, 2, 3])
-        } else {
-            z.copy()
+        let mut rest = match &self.norm {
+            Some(norm) => norm.forward(&channels(z)).permute([0, 4, 1, 2, 3]),
+            None => z.copy(),
         };
         let mut sum = rest.zeros_like();
         let (mut bits, mut var_inputs) = (Vec::new(), Vec::new());

@@ -4,7 +4,7 @@ use layers::{fold_time, init::torch_default, unfold_time};
 use tch::{Tensor, nn};
 
 /// Below this the ratio counts as none, and φ is the identity.
-const NO_RATIO: f64 = 1e-6;
+pub(crate) const NO_RATIO: f64 = 1e-6;
 
 /// φ(h) = (1 − r) h + r conv(h), a 3 × 3 convolution of each frame. Variables: `weight` `[z, z, 3, 3]`, `bias` `[z]`; none
 /// where r is 0.

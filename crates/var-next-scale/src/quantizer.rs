@@ -201,13 +201,15 @@ impl MultiScaleVq {
         let needed = ids.get(..scales - 1).ok_or_else(|| {
             Error::input("token maps", format!("{} maps", ids.len()), format!("at least {}", scales - 1))
         })?;
-        let maps = self.embed(needed, pyramid)?;
-        let Some(first) = maps.first() else {
+        let Some(first) = needed.first() else {
             let batch = ids.first().map_or(1, |ids| ids.size()[0]);
             let options = (self.embedding.kind(), self.embedding.device());
             return Ok(Tensor::empty([batch, 0, self.config.z_channels], options));
         };
-        let mut f_hat = Tensor::zeros_like(&enlarge(first, pyramid.last()));
+        let maps = self.embed(needed, pyramid)?;
+        let last = pyramid.last();
+        let size = [first.size()[0], self.config.z_channels, last.frames, last.height, last.width];
+        let mut f_hat = Tensor::zeros(size, (self.embedding.kind(), self.embedding.device()));
         let mut inputs = Vec::with_capacity(maps.len());
         for (scale, h) in maps.iter().enumerate() {
             let next;

@@ -1,5 +1,7 @@
 //! Properties of next-scale prediction.
 
+#[path = "var_next_scale/bitwise.rs"]
+mod bitwise;
 #[path = "var_next_scale/tokenizer.rs"]
 mod tokenizer;
 #[path = "var_next_scale/transformer.rs"]

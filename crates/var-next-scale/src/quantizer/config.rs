@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use video_core::{Error, Result};
 
-use crate::phi::PhiSharing;
+use crate::phi::{NO_RATIO, PhiSharing};
 use crate::scales::Pyramid;
 
 /// Configuration of [`MultiScaleVq`](crate::MultiScaleVq), in the words of the published code; the defaults are the
@@ -99,7 +99,7 @@ impl MultiScaleVqConfig {
             PhiSharing::PerScale(count) | PhiSharing::Partial(count) => count as i64,
         };
         let z = self.z_channels;
-        let phi = if self.quant_resi == 0.0 { 0 } else { 9 * z * z + z };
+        let phi = if self.quant_resi.abs() <= NO_RATIO { 0 } else { 9 * z * z + z };
         self.vocab_size * z + phis * phi
     }
 }

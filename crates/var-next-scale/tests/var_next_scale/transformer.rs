@@ -92,6 +92,8 @@ fn a_scale_sees_itself_and_coarser_ones_alone() {
     // The first scales alone give what they give among all.
     let two = generator.logits(&first, &classes, 2, false).unwrap();
     assert!(distance(&two, &logits.narrow(1, 0, 5)) < 1e-5);
+    let one = generator.logits(&first, &classes, 1, false).unwrap();
+    assert!(distance(&one, &logits.narrow(1, 0, 1)) < 1e-5);
 }
 
 #[test]

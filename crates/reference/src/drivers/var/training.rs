@@ -156,7 +156,7 @@ pub(super) fn step(case: &Case) -> Result<Outputs, CaseError> {
         outputs
             .out(format!("loss_{step}"), &loss)
             .out(format!("grad_norm_{step}"), &norm)
-            .out(format!("idx_{step}"), &Tensor::cat(&ids, 1))
+            .out(format!("idx_{step}"), &targets)
             .out(format!("x_BLCv_wo_first_l_{step}"), &inputs);
     }
     let variables = loaded.store.variables();

@@ -14,6 +14,7 @@ use video_core::GridShape;
 
 use super::{Config, Loaded, load, out_series, scales_up_to};
 use crate::case::{Case, CaseError, Outputs};
+use crate::weights::{Weights, load_into};
 
 /// The keys of a transformer.
 pub(super) const TRANSFORMER: &[&str] = &[
@@ -322,7 +323,19 @@ pub(super) fn multiscale_bsq(case: &Case) -> Result<Outputs, CaseError> {
     let shape = |&[frames, height, width]: &[i64; 3]| GridShape { frames, height, width };
     let pyramid = Pyramid::new("scale_schedule", scales.iter().map(shape).collect())?;
     let one_frame = pyramid.last().frames == 1;
-    let result = MultiScaleBsq::new(own, pyramid)?.quantize(&case.input("z")?)?;
+    let store = nn::VarStore::new(Device::Cpu);
+    let quantizer = MultiScaleBsq::new(&store.root(), own, pyramid)?;
+    let leaf = |name: &str| name.rsplit('.').next().unwrap_or(name).to_string();
+    let weights: Weights = case
+        .weights()
+        .into_iter()
+        .map(|(name, tensor)| (format!("layernorm.{}", leaf(&name)), tensor.reshape([-1])))
+        .collect();
+    // A norm without weights in the case is as at the start.
+    if !weights.is_empty() {
+        load_into(&store, &weights)?;
+    }
+    let result = quantizer.quantize(&case.input("z")?)?;
     let quantized = if one_frame { result.quantized.squeeze_dim(2) } else { result.quantized };
     let mut outputs = Outputs::new();
     outputs.out("quantized", &quantized);
