@@ -13,8 +13,17 @@ use std::path::{Path, PathBuf};
 use reference::verify::verify;
 
 /// The systems whose drivers are complete.
-const SYSTEMS: &[&str] =
-    &["magvit2", "maskgit", "metrics", "muse", "perceiver-ar", "quantizers", "text-encoder", "video-gpt"];
+const SYSTEMS: &[&str] = &[
+    "magvit2",
+    "maskgit",
+    "metrics",
+    "muse",
+    "perceiver-ar",
+    "quantizers",
+    "text-encoder",
+    "var",
+    "video-gpt",
+];
 
 /// Where the full set of cases is, if it is anywhere.
 fn full_set() -> PathBuf {
