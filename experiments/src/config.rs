@@ -7,8 +7,10 @@ use causal_conv::gan::GanConfig;
 use serde::{Deserialize, Serialize};
 use training::TrainConfig;
 use video_core::VideoShape;
+use video_core::sampling::Filter;
 use video_data::{DataConfig, Split};
 
+use crate::generator::GeneratorConfig;
 use crate::tokenizer::TokenizerConfig;
 use crate::toml_file;
 
@@ -39,6 +41,57 @@ pub struct RunConfig {
     /// Held-out evaluation.
     #[serde(default)]
     pub evaluation: EvaluationConfig,
+    /// The second stage, trained on the tokens of the first; a tokenizer alone if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator: Option<GeneratorRun>,
+}
+
+/// The generator of a run: on which tokens, how, and how it is judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeneratorRun {
+    /// Training clips whose tokens are made and kept.
+    pub clips: usize,
+    /// Token grids of a training step.
+    pub batch_size: usize,
+    /// The generator.
+    pub model: GeneratorConfig,
+    /// Steps, optimizer, schedule, checkpoints.
+    pub train: TrainConfig,
+    /// How it is judged.
+    #[serde(default)]
+    pub evaluation: GenerationConfig,
+}
+
+/// How a generator is judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GenerationConfig {
+    /// Clips that are generated, and held-out clips that are continued.
+    pub clips: usize,
+    /// Latent frames that are given where a clip is continued.
+    pub given_frames: i64,
+    /// What is done to the logits before a draw.
+    pub filter: Filter,
+    /// The same where a clip is continued: there the likeliest continuation is wanted.
+    pub prediction_filter: Filter,
+    /// Weight of classifier-free guidance; 1 is none.
+    pub guidance: f64,
+    /// Clips of each kind that go into the report.
+    pub samples: usize,
+}
+
+impl Default for GenerationConfig {
+    fn default() -> Self {
+        Self {
+            clips: 32,
+            given_frames: 1,
+            filter: Filter::default(),
+            prediction_filter: Filter::default(),
+            guidance: 1.0,
+            samples: 8,
+        }
+    }
 }
 
 fn auto() -> String {

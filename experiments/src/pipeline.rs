@@ -8,12 +8,13 @@ use metrics::psnr::{PsnrConvention, mean_colour_psnr, psnr};
 use metrics::ssim::{SsimConvention, ssim};
 use metrics::usage::CodebookUsage;
 use tch::{Device, Tensor};
-use training::{Batches, Checkpoint, Trainer};
+use training::{Batches, Checkpoint, Outcome, Trainer};
 use video_core::{VideoShape, seeds};
 use video_data::{Batch, Clip, ClipSource, Loader, LoaderConfig, Split};
 
 use crate::config::RunConfig;
 use crate::evaluation::{ClipScore, Evaluation};
+use crate::generation::{self, Generation};
 use crate::objective::TokenizerObjective;
 use crate::tokenizer::{LoadedTokenizer, Tokenizer, WEIGHTS_FILE, device, save};
 use crate::{files, report};
@@ -35,7 +36,16 @@ pub fn run(config: &RunConfig, runs: &Path) -> Result<()> {
         eprintln!("evaluation is there already");
     }
     let evaluation = Evaluation::read(&run)?;
+    if let Some(generator) = &config.generator {
+        let trained = generation::train(config, generator, &run)?;
+        if Generation::read(&run)?.is_none_or(|generation| generation.step != trained) {
+            generation::evaluate(config, generator, &run, trained)?;
+        }
+    }
     print_summary(&evaluation);
+    if let Some(generation) = Generation::read(&run)? {
+        generation::print_summary(&generation);
+    }
     println!("report: {}", report::write(&run)?.display());
     Ok(())
 }
@@ -57,6 +67,9 @@ pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
             return Ok(checkpoint.step());
         }
     }
+    if let Some(generator) = &config.generator {
+        generation::check(config, generator)?;
+    }
     // All that the config may get wrong comes before the run's folder is made.
     seeds::seed_torch(config.seed, seeds::Stream::Init, 0);
     let mut objective = TokenizerObjective::new(config, device)?;
@@ -73,15 +86,7 @@ pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
         Ok(scores.logged())
     })?;
     batches.report_skipped();
-    if outcome.interrupted {
-        println!(
-            "stopped after {} of {} steps; saved in {}. The same command continues",
-            outcome.step,
-            config.train.steps,
-            outcome.checkpoint.display()
-        );
-        std::process::exit(130);
-    }
+    leave_if_interrupted(&outcome, config.train.steps);
     eprintln!(
         "trained {} steps in {:.0} s; {:.1} % of the time was spent waiting for data",
         outcome.step,
@@ -91,6 +96,18 @@ pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
     let weights = Checkpoint::load(&outcome.checkpoint)?.weights("tokenizer", true)?;
     save(&run.join(WEIGHTS_FILE), &config.tokenizer, &weights)?;
     Ok(outcome.step)
+}
+
+/// Leaves the process after Ctrl-C.
+pub(crate) fn leave_if_interrupted(outcome: &Outcome, steps: u64) {
+    if outcome.interrupted {
+        println!(
+            "stopped after {} of {steps} steps; saved in {}. The same command continues",
+            outcome.step,
+            outcome.checkpoint.display()
+        );
+        std::process::exit(130);
+    }
 }
 
 /// Refuses clips that the tokenizer's strides do not divide, before the first of them comes.
@@ -189,7 +206,7 @@ fn open_batches(config: &RunConfig) -> Result<LoaderBatches> {
 }
 
 /// Held-out clips, spread over all there are; always the same ones.
-fn held_out_clips(config: &RunConfig, count: usize) -> Result<Vec<Clip>> {
+pub(crate) fn held_out_clips(config: &RunConfig, count: usize) -> Result<Vec<Clip>> {
     let source = video_data::open(&config.data, Split::HeldOut, config.seed)?;
     let (clips, unreadable) = video_data::spread_clips(source.as_ref(), count)?;
     if let Some(first) = unreadable.first() {

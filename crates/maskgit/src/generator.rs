@@ -269,6 +269,26 @@ impl MaskGit {
         )
     }
 
+    /// [`TokenGenerator::sample`] on the grid of the config, with what the model read and wrote in each step.
+    ///
+    /// # Errors
+    /// As [`TokenGenerator::sample`].
+    pub fn sample_in_steps(&self, condition: &Condition, options: &SampleOptions) -> Result<GridDecoded> {
+        condition.check_served("MaskGit", &self.serves)?;
+        let given = match &condition.first_frames {
+            None => None,
+            Some(first) => {
+                self.check_first_frames(first, options.batch)?;
+                let frames = first.shape().frames;
+                let rest = [0, 0, 0, 0, 0, self.config.grid.frames - frames];
+                Some(self.first_frames(&first.ids().to_device(self.device).constant_pad_nd(rest), frames))
+            }
+        };
+        // The given tokens are exact: they are kept, not refined.
+        let region = given.as_ref().map(|given| (ConditionMode::InputToInput, given));
+        self.sample_in_region(region, condition.class.as_ref(), options)
+    }
+
     fn prefix(&self, batch: i64, class: Option<&Tensor>) -> Result<MaskedTokens> {
         let task = SpecialToken::FullGeneration;
         let class = class.map(|class| class.to_device(self.device));
@@ -338,20 +358,8 @@ impl TokenGenerator for MaskGit {
     }
 
     fn sample(&self, condition: &Condition, shape: GridShape, options: &SampleOptions) -> Result<TokenGrid> {
-        condition.check_served("MaskGit", &self.serves)?;
         self.check_grid(shape)?;
-        let given = match &condition.first_frames {
-            None => None,
-            Some(first) => {
-                self.check_first_frames(first, options.batch)?;
-                let frames = first.shape().frames;
-                let rest = [0, 0, 0, 0, 0, shape.frames - frames];
-                Some(self.first_frames(&first.ids().to_device(self.device).constant_pad_nd(rest), frames))
-            }
-        };
-        // The given tokens are exact: they are kept, not refined.
-        let region = given.as_ref().map(|given| (ConditionMode::InputToInput, given));
-        TokenGrid::new(self.sample_in_region(region, condition.class.as_ref(), options)?.ids)
+        TokenGrid::new(self.sample_in_steps(condition, options)?.ids)
     }
 
     fn serves(&self) -> &[ConditionKind] {

@@ -1,0 +1,139 @@
+//! The tokens of many training clips, made once and kept on disk: what a generator is trained on.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tch::{Kind, Tensor, no_grad};
+use training::Batches;
+use video_core::{TokenGrid, seeds};
+use video_data::{Loader, LoaderConfig, Split};
+
+use crate::config::{GeneratorRun, RunConfig};
+use crate::tokenizer::LoadedTokenizer;
+
+/// The file of a run.
+pub const CACHE_FILE: &str = "tokens.safetensors";
+
+/// Tokens of clips.
+#[derive(Debug)]
+pub struct TokenCache {
+    /// int32 `[N, T', H', W']`.
+    ids: Tensor,
+    /// int64 `[N]`, where every clip has a class.
+    classes: Option<Tensor>,
+}
+
+impl TokenCache {
+    /// Reads a run's cache; makes it where it is missing, or was made of other clips or by another tokenizer.
+    ///
+    /// # Errors
+    /// Clips that cannot be read, a disk that is full.
+    pub fn open_or_make(
+        config: &RunConfig,
+        generator: &GeneratorRun,
+        loaded: &LoadedTokenizer,
+        run: &Path,
+    ) -> Result<Self> {
+        let path = run.join(CACHE_FILE);
+        let made_of = serde_json::json!({
+            "tokenizer": loaded.fingerprint,
+            "data": serde_json::to_value(&config.data)?,
+            "clips": generator.clips,
+            "seed": config.seed,
+        })
+        .to_string();
+        if path.exists()
+            && let Ok(mut saved) = training::load_weights(&path)
+            && saved.config == made_of
+            && let Some(ids) = saved.tensors.remove("ids")
+        {
+            return Ok(Self { ids, classes: saved.tensors.remove("classes") });
+        }
+        let cache = Self::make(config, generator, loaded)?;
+        let mut tensors = BTreeMap::from([("ids".to_string(), cache.ids.shallow_clone())]);
+        tensors
+            .extend(cache.classes.as_ref().map(|classes| ("classes".to_string(), classes.shallow_clone())));
+        training::save_weights(&path, &tensors, &made_of)?;
+        Ok(cache)
+    }
+
+    fn make(config: &RunConfig, generator: &GeneratorRun, loaded: &LoadedTokenizer) -> Result<Self> {
+        let source = Arc::from(video_data::open(&config.data, Split::Train, config.seed)?);
+        let settings = &config.loader;
+        let loader = LoaderConfig {
+            batch_size: settings.batch_size,
+            workers: settings.workers,
+            prefetch: settings.prefetch,
+            seed: config.seed,
+        };
+        let mut loader = Loader::new(source, loader, 0)?;
+        let bar = ProgressBar::new(generator.clips as u64).with_style(ProgressStyle::with_template(
+            "tokens of clips {bar:30} {pos}/{len} {per_sec}, {eta} left",
+        )?);
+        let (mut ids, mut classes) = (Vec::new(), Vec::new());
+        let mut clips = 0;
+        while clips < generator.clips {
+            let batch = loader.next()?;
+            let tokens = no_grad(|| loaded.tokenizer.encode(&batch.video.to_device(loaded.device)))?;
+            clips += tokens.batch() as usize;
+            bar.set_position(clips.min(generator.clips) as u64);
+            ids.push(tokens.ids().to_device(tch::Device::Cpu).to_kind(Kind::Int));
+            classes.extend(batch.classes);
+        }
+        bar.finish_and_clear();
+        let count = generator.clips as i64;
+        let classes = (classes.len() == ids.len()).then(|| Tensor::cat(&classes, 0).narrow(0, 0, count));
+        let ids =
+            Tensor::f_cat(&ids, 0).context("clips of several sizes have token grids of several sizes")?;
+        Ok(Self { ids: ids.narrow(0, 0, count), classes })
+    }
+}
+
+/// Tokens for one training step.
+pub struct TokenBatch {
+    /// The tokens of some clips.
+    pub tokens: TokenGrid,
+    /// int64 `[B]`.
+    pub classes: Option<Tensor>,
+}
+
+/// Random batches of a cache; the n-th depends on n and the seed only.
+pub struct CachedTokens {
+    /// What is drawn from.
+    pub cache: TokenCache,
+    /// Clips of a batch.
+    pub batch_size: usize,
+    /// The run's.
+    pub seed: u64,
+    /// Batches handed out.
+    pub position: u64,
+}
+
+impl Batches for CachedTokens {
+    type Batch = TokenBatch;
+
+    fn next(&mut self) -> video_core::Result<TokenBatch> {
+        let seed = seeds::derive(self.seed, seeds::Stream::Data, self.position);
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let count = self.cache.ids.size()[0];
+        let rows: Vec<i64> = (0..self.batch_size).map(|_| rng.random_range(0..count)).collect();
+        let rows = Tensor::from_slice(&rows);
+        self.position += 1;
+        let tokens = TokenGrid::new(self.cache.ids.index_select(0, &rows).to_kind(Kind::Int64))?;
+        Ok(TokenBatch { tokens, classes: self.cache.classes.as_ref().map(|all| all.index_select(0, &rows)) })
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn seek(&mut self, position: u64) -> video_core::Result<()> {
+        self.position = position;
+        Ok(())
+    }
+}
