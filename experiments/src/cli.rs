@@ -32,6 +32,8 @@ pub enum Command {
     Encode(EncodeArgs),
     /// Turn a token file back into a video or an image
     Decode(DecodeArgs),
+    /// Generate clips, or continue one, with a run's generator
+    Sample(SampleArgs),
     /// Evaluate a trained tokenizer on held-out clips
     Eval(EvalArgs),
     /// Run golden cases: do our numbers equal those of the reference implementations?
@@ -142,6 +144,47 @@ pub struct DecodeArgs {
     /// The tokenizer that encoded it.
     #[command(flatten)]
     pub checkpoint: CheckpointArg,
+}
+
+/// Arguments of `sample`.
+#[derive(Debug, Args)]
+pub struct SampleArgs {
+    /// A run's folder with a tokenizer and a generator.
+    #[command(flatten)]
+    pub checkpoint: CheckpointArg,
+    /// Continue this video
+    #[arg(long, value_name = "VIDEO")]
+    pub first_frames: Option<PathBuf>,
+    /// How many of its frames are given
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub frames: u64,
+    /// The class to generate
+    #[arg(long)]
+    pub class: Option<i64>,
+    /// How many clips, drawn independently
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(i64).range(1..))]
+    pub count: i64,
+    /// Seed of every draw
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Divides the logits; 0 takes the likeliest
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f64,
+    /// Draw among the K likeliest tokens only
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<i64>,
+    /// Draw among the likeliest tokens that make up this probability
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// Weight of classifier-free guidance; 1 is none
+    #[arg(long, default_value_t = 1.0)]
+    pub guidance: f64,
+    /// Where to write the clips, beside each other (.mp4, .gif)
+    #[arg(long, short, default_value = "samples.gif")]
+    pub output: PathBuf,
+    /// Frames per second of the written file
+    #[arg(long, default_value_t = 8.0)]
+    pub frame_rate: f64,
 }
 
 /// Arguments of `eval`.

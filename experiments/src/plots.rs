@@ -25,7 +25,7 @@ const PALETTE: [RGBColor; 6] = [
 ///
 /// # Errors
 /// The drawing library's.
-pub fn lines(title: &str, y_label: &str, series: &[Series]) -> Result<Option<String>> {
+pub fn lines(title: &str, [x_label, y_label]: [&str; 2], series: &[Series]) -> Result<Option<String>> {
     let mut values: Vec<f64> =
         series.iter().flat_map(|s| &s.points).map(|p| p.1).filter(|v| v.is_finite()).collect();
     if values.len() < 2 {
@@ -37,7 +37,8 @@ pub fn lines(title: &str, y_label: &str, series: &[Series]) -> Result<Option<Str
     // The legend's place.
     let headroom = if series.len() > 1 { (high - low) * 0.25 } else { 0.0 };
     let top = high + margin.max(headroom);
-    let last = series.iter().filter_map(|s| s.points.last()).map(|p| p.0).fold(1.0, f64::max);
+    let xs = || series.iter().flat_map(|s| &s.points).map(|p| p.0);
+    let (first, last) = (xs().fold(f64::INFINITY, f64::min), xs().fold(1.0, f64::max));
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (620, 300)).into_drawing_area();
@@ -47,14 +48,14 @@ pub fn lines(title: &str, y_label: &str, series: &[Series]) -> Result<Option<Str
             .margin(8)
             .x_label_area_size(32)
             .y_label_area_size(58)
-            .build_cartesian_2d(0.0..last, (low - margin)..top)
+            .build_cartesian_2d(first.min(last - 1.0)..last, (low - margin)..top)
             .map_err(|e| draw(&e))?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
             .bold_line_style(RGBColor(226, 229, 234))
             .axis_style(RGBColor(150, 156, 166))
-            .x_desc("step")
+            .x_desc(x_label)
             .y_desc(y_label)
             .x_labels(7)
             .y_labels(6)

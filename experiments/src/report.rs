@@ -7,12 +7,13 @@ use base64::Engine;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::evaluation::Evaluation;
+use crate::generation::{GENERATOR_FOLDER, Generation};
 use crate::plots::{self, Series};
 
 const STYLE: &str = include_str!("report.css");
 
 /// The panels of a report's plots: a title, an axis, and the scalars of `metrics.jsonl` that belong together.
-const PANELS: [(&str, &str, &[&str]); 5] = [
+const PANELS: [(&str, &str, &[&str]); 7] = [
     ("Loss", "loss", &["tokenizer.reconstruction", "tokenizer.total", "tokenizer.perceptual"]),
     (
         "Quantizer losses",
@@ -20,6 +21,8 @@ const PANELS: [(&str, &str, &[&str]); 5] = [
         &["tokenizer.entropy", "tokenizer.commitment", "tokenizer.codebook", "tokenizer.kl"],
     ),
     ("Adversarial training", "loss", &["tokenizer.gan", "discriminator.total", "discriminator.lecam"]),
+    ("Generator's loss", "loss", &["generator.total"]),
+    ("Held-out tokens", "bits per token", &["bits_per_token"]),
     ("Held-out PSNR", "dB", &["psnr"]),
     ("Codebook use", "share of codes", &["tokenizer.used_share", "used_share"]),
 ];
@@ -36,7 +39,9 @@ pub fn write(run: &Path) -> Result<PathBuf> {
     let name = run.file_name().unwrap_or(run.as_os_str()).to_string_lossy().into_owned();
     let log = training_log(run)?;
     let plots = plots_of(&log)?;
-    let samples = samples_of(run)?;
+    let samples = samples_of(run, "clip-")?;
+    let generation = Generation::read(run)?;
+    let generator_log = training_log(&run.join(GENERATOR_FOLDER))?;
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -59,11 +64,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
                     h2 { "Original and reconstruction" }
                     p.note { "Held-out clips; in each pair the original is on the left." }
                     @if samples.is_empty() { p.note { "No samples were written." } }
-                    div.samples {
-                        @for (caption, data) in &samples {
-                            figure { img src=(data) alt=(caption); figcaption { (caption) } }
-                        }
-                    }
+                    (gallery(&samples))
                 }
                 section {
                     h2 { "Held-out clips" }
@@ -79,6 +80,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
                     @if let Some(pace) = pace_of(&log) { p.note { (pace) } }
                     div.plots { @for svg in &plots { div.plot { (PreEscaped(svg)) } } }
                 }
+                @if let Some(generation) = &generation { (generated(run, generation, &generator_log)?) }
                 section { h2 { "Configuration" } details open { summary { "config.toml, resolved" } pre { (config) } } }
             }
         }
@@ -86,6 +88,76 @@ pub fn write(run: &Path) -> Result<PathBuf> {
     let target = run.join("report.html");
     crate::files::write_whole(&target, page.into_string().as_bytes())?;
     Ok(target)
+}
+
+/// Moving pictures beside each other.
+fn gallery(samples: &[(String, String)]) -> Markup {
+    html! {
+        div.samples {
+            @for (caption, data) in samples {
+                figure { img src=(data) alt=(caption); figcaption { (caption) } }
+            }
+        }
+    }
+}
+
+/// The second stage: what the generator made, and how well.
+fn generated(run: &Path, g: &Generation, log: &[serde_json::Value]) -> Result<Markup> {
+    let continued = samples_of(run, "continued-")?;
+    let mut rows: Vec<(String, String)> = vec![
+        ("Cross-entropy of held-out tokens".into(), format!("{:.3} bits per token", g.bits_per_token)),
+        (
+            "Distance of id histograms, sampled against held out (0 equal, 1 disjoint)".into(),
+            format!(
+                "{:.3}; between halves of the held-out clips {:.3}",
+                g.histogram_distance, g.histogram_floor
+            ),
+        ),
+        ("Steps of a sample".into(), g.sampling_steps.to_string()),
+        ("Time of a sample".into(), format!("{:.3} s, {} at a time", g.seconds_per_clip, g.clips)),
+    ];
+    let mut plots = plots_of(log)?;
+    if let Some(p) = &g.prediction {
+        let (given, made) = (p.given, p.made);
+        rows.push((
+            format!("PSNR of {made} frames continued from {given}"),
+            format!(
+                "{:.3} dB; repeating the last given frame {:.3} dB ({:+.2})",
+                p.psnr,
+                p.copy_psnr,
+                p.psnr - p.copy_psnr
+            ),
+        ));
+        rows.push(("SSIM of the same".into(), format!("{:.4}; repeating {:.4}", p.ssim, p.copy_ssim)));
+        rows.push((
+            "PSNR of the tokenizer's reconstruction of these frames".into(),
+            format!("{:.3} dB: more is out of the generator's reach", p.tokenizer_psnr),
+        ));
+        let series = |name: &str, values: &[f64]| Series {
+            name: name.into(),
+            points: values.iter().zip(given..).map(|(&psnr, frame)| (frame as f64, psnr)).collect(),
+        };
+        let series =
+            [series("continued", &p.psnr_by_frame), series("last frame repeated", &p.copy_psnr_by_frame)];
+        plots.extend(plots::lines("PSNR of continued frames", ["frame", "dB"], &series)?);
+    }
+    Ok(html! {
+        section {
+            h2 { "Generated" }
+            p.note {
+                "On the left a sampled clip; on the right the step in which each token was decided, from black (first) to white (last)."
+            }
+            (gallery(&samples_of(run, "generated-")?))
+            @if let Some(p) = &g.prediction {
+                h3 { "Continued" }
+                p.note { "On the left a held-out clip; on the right the model's continuation of its first " (p.given) " frames." }
+                (gallery(&continued))
+            }
+            table { tbody { @for (name, value) in &rows { tr { th { (name) } td { (value) } } } } }
+            @if let Some(pace) = pace_of(log) { p.note { "Training: " (pace) } }
+            div.plots { @for svg in &plots { div.plot { (PreEscaped(svg)) } } }
+        }
+    })
 }
 
 fn headline(evaluation: &Evaluation) -> Markup {
@@ -207,18 +279,19 @@ fn plots_of(rows: &[serde_json::Value]) -> Result<Vec<String>> {
             })
             .filter(|series| series.points.len() > 1)
             .collect();
-        drawn.extend(plots::lines(title, axis, &series)?);
+        drawn.extend(plots::lines(title, ["step", axis], &series)?);
     }
     Ok(drawn)
 }
 
-/// The GIFs of `samples/`, as (caption, data URI), sorted by name.
-fn samples_of(run: &Path) -> Result<Vec<(String, String)>> {
+/// The GIFs of `samples/` whose names begin so, as (caption, data URI), sorted by name.
+fn samples_of(run: &Path, kind: &str) -> Result<Vec<(String, String)>> {
     let folder = run.join("samples");
     let Ok(entries) = std::fs::read_dir(&folder) else { return Ok(Vec::new()) };
     let mut paths: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|extension| extension == "gif"))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(kind)))
         .collect();
     paths.sort();
     paths

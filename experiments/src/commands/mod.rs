@@ -6,6 +6,7 @@ mod describe;
 mod doctor;
 mod import;
 mod reconstruct;
+mod sample;
 mod verify;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Encode(args) => coding::encode(&args)?,
         Command::Decode(args) => coding::decode(&args)?,
         Command::Eval(args) => pipeline::eval(&args.run, &args.overrides, args.dry_run)?,
+        Command::Sample(args) => sample::sample(&args)?,
         Command::Verify(args) => return verify::verify(&args),
         Command::Import(args) => import::import(&args)?,
         Command::Describe(args) => describe::describe(&args)?,
