@@ -241,8 +241,8 @@ pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: 
 
     let prediction = if model.serves().contains(&ConditionKind::FirstFrames) {
         let predicted = predict(&model, &loaded, &clips, &tokens, generator, &options)?;
-        for index in 0..settings.samples.min(clips.len()) {
-            let pair = [clips[index].to_float(), predicted.video.get(index as i64)];
+        for (index, clip) in clips.iter().enumerate().take(settings.samples) {
+            let pair = [clip.to_float(), predicted.video.get(index as i64)];
             video_data::write_gif(
                 &samples.join(format!("continued-{index:02}.gif")),
                 &Tensor::cat(&pair, 3),
@@ -258,7 +258,7 @@ pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: 
     let histogram = |ids: &Tensor| -> Result<Tensor> {
         let mut usage = CodebookUsage::new(model.vocabulary_size())?;
         usage.add(ids)?;
-        Ok(usage.histogram()?)
+        Ok(usage.histogram()?.to_kind(Kind::Double) / ids.numel() as f64)
     };
     let distance = |a: &Tensor, b: &Tensor| -> Result<f64> {
         Ok(f64::try_from((histogram(a)? - histogram(b)?).abs().sum(Kind::Double) * 0.5)?)
