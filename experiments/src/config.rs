@@ -1,6 +1,6 @@
 //! The config of a run, as its TOML file says it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use causal_conv::gan::GanConfig;
@@ -33,6 +33,10 @@ pub struct RunConfig {
     pub loader: LoaderSettings,
     /// The tokenizer.
     pub tokenizer: TokenizerConfig,
+    /// Takes a trained tokenizer instead of training one: another run (its name, or its folder) or a tokenizer's file. It must
+    /// be of the config above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer_from: Option<PathBuf>,
     /// The losses.
     #[serde(default)]
     pub objective: ObjectiveConfig,

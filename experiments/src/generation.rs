@@ -121,7 +121,7 @@ pub fn check(config: &RunConfig, generator: &GeneratorRun) -> Result<()> {
         tokenizer.vocabulary_size().context("a generator needs a tokenizer with discrete codes")?;
     let (height, width) = config.data.clip.size.height_width();
     let shape = VideoShape { height, width, ..config.clip_shape() };
-    generator.model.check_tokenizer(vocabulary, tokenizer.compression().grid_shape(shape)?)?;
+    generator.model.check_tokenizer(vocabulary, tokenizer.grid_shape(shape)?)?;
     ensure!(generator.clips > 0, "generator.clips = 0: expected at least 1");
     ensure!(generator.batch_size > 0, "generator.batch_size = 0: expected at least 1");
     ensure!(generator.evaluation.clips > 0, "generator.evaluation.clips = 0: expected at least 1");
@@ -234,7 +234,7 @@ pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: 
     let video = loaded.tokenizer.decode(&sampled.tokens)?.to_device(Device::Cpu);
     for index in 0..settings.samples.min(clips.len()) {
         let clip = video.get(index as i64);
-        let order = order_picture(&sampled.decided.get(index as i64), sampled.steps, &clip);
+        let order = order_picture(&sampled.decided.get(index as i64), sampled.steps, &clip, &loaded);
         let path = samples.join(format!("generated-{index:02}.gif"));
         video_data::write_gif(&path, &Tensor::cat(&[clip, order], 3), 8.0)?;
     }
@@ -301,7 +301,7 @@ fn predict(
     let reconstruction = loaded.tokenizer.decode(tokens)?.to_device(Device::Cpu);
     let original = Tensor::stack(&clips.iter().map(Clip::to_float).collect::<Vec<_>>(), 0);
 
-    let given = loaded.tokenizer.compression().frames(settings.given_frames);
+    let given = loaded.tokenizer.frames(settings.given_frames);
     let made = original.size()[2] - given;
     let future = |video: &Tensor| video.narrow(2, given, made);
     let truth = future(&original);
@@ -330,13 +330,13 @@ fn predict(
 
 /// In which step each token was decided, as grey levels from black (first) to white (last), as large as the clip:
 /// `[3, T, H, W]` in [-1, 1].
-fn order_picture(decided: &Tensor, steps: usize, clip: &Tensor) -> Tensor {
+fn order_picture(decided: &Tensor, steps: usize, clip: &Tensor, loaded: &LoadedTokenizer) -> Tensor {
     let size = clip.size();
     let share = (decided.to_kind(Kind::Float) / (steps.max(2) - 1) as f64 * 2.0 - 1.0).clamp(-1.0, 1.0);
-    // Every frame shows the map of its latent frame: the first has one for itself.
-    let latents = decided.size()[0];
-    let stride = if latents > 1 { (size[1] - 1) / (latents - 1) } else { 1 };
-    let frames: Vec<Tensor> = (0..size[1]).map(|t| share.get((t + stride - 1) / stride)).collect();
+    // Every frame shows the map of its latent frame.
+    let (first, stride) = (loaded.tokenizer.frames(1), loaded.tokenizer.compression().time);
+    let latent = |t: i64| if t < first { 0 } else { 1 + (t - first) / stride };
+    let frames: Vec<Tensor> = (0..size[1]).map(|t| share.get(latent(t))).collect();
     let maps = Tensor::stack(&frames, 0).unsqueeze(0).upsample_nearest2d([size[2], size[3]], None, None);
     maps.expand([3, -1, -1, -1], true).contiguous()
 }

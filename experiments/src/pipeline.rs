@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use metrics::psnr::{PsnrConvention, mean_colour_psnr, psnr};
 use metrics::ssim::{SsimConvention, ssim};
 use metrics::usage::CodebookUsage;
@@ -16,7 +16,7 @@ use crate::config::RunConfig;
 use crate::evaluation::{ClipScore, Evaluation};
 use crate::generation::{self, Generation};
 use crate::objective::TokenizerObjective;
-use crate::tokenizer::{LoadedTokenizer, Tokenizer, WEIGHTS_FILE, device, save};
+use crate::tokenizer::{self, LoadedTokenizer, Tokenizer, WEIGHTS_FILE, device, save};
 use crate::{files, report};
 
 /// The file of a run that holds its resolved config.
@@ -57,6 +57,9 @@ pub fn run(config: &RunConfig, runs: &Path) -> Result<()> {
 pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
     let run = runs.join(&config.name);
     let device = device(&config.device)?;
+    if let Some(from) = &config.tokenizer_from {
+        return take_tokenizer(config, from, runs);
+    }
     if run.join(WEIGHTS_FILE).exists()
         && let Some(latest) = Checkpoint::latest(&run)?
     {
@@ -98,6 +101,39 @@ pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
     Ok(outcome.step)
 }
 
+/// The tokenizer stage of a run that takes another's: a copy of it, and the number of steps behind it (0 for a bare file).
+fn take_tokenizer(config: &RunConfig, from: &Path, runs: &Path) -> Result<u64> {
+    if let Some(generator) = &config.generator {
+        generation::check(config, generator)?;
+    }
+    let from = if from.exists() { from.to_path_buf() } else { runs.join(from) };
+    let source = if from.is_dir() { from.join(WEIGHTS_FILE) } else { from.clone() };
+    let trained = tokenizer::read_config(&from).context("tokenizer_from")?;
+    ensure!(
+        trained == config.tokenizer,
+        "tokenizer_from: {} is the tokenizer {}, but the config's is {}: take [tokenizer] from the run that trained it",
+        source.display(),
+        serde_json::to_string(&trained)?,
+        serde_json::to_string(&config.tokenizer)?
+    );
+    let step = match Evaluation::read(&from) {
+        Ok(evaluation) => evaluation.step,
+        Err(_) => 0,
+    };
+    let run = runs.join(&config.name);
+    std::fs::create_dir_all(&run).with_context(|| format!("cannot make the folder {}", run.display()))?;
+    files::write_whole(&run.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
+    let bytes = std::fs::read(&source).with_context(|| format!("cannot read {}", source.display()))?;
+    let target = run.join(WEIGHTS_FILE);
+    if std::fs::read(&target).ok().as_ref() != Some(&bytes) {
+        files::write_whole(&target, &bytes)?;
+        // It was another tokenizer's.
+        let _ = std::fs::remove_file(run.join(Evaluation::FILE));
+    }
+    eprintln!("took the tokenizer of {}", source.display());
+    Ok(step)
+}
+
 /// Leaves the process after Ctrl-C.
 pub(crate) fn leave_if_interrupted(outcome: &Outcome, steps: u64) {
     if outcome.interrupted {
@@ -115,7 +151,7 @@ fn check_sizes(config: &RunConfig, tokenizer: &Tokenizer) -> Result<()> {
     for split in [Split::Train, Split::HeldOut] {
         for (height, width) in config.data.sizes(split) {
             let shape = VideoShape { height, width, ..config.clip_shape() };
-            tokenizer.compression().grid_shape(shape).map_err(|error| error.within("data.clip"))?;
+            tokenizer.grid_shape(shape).map_err(|error| error.within("data.clip"))?;
         }
     }
     Ok(())
@@ -134,9 +170,11 @@ pub fn eval(run: &Path, overrides: &[String], dry_run: bool) -> Result<()> {
         );
     }
     let config = RunConfig::load(&path, overrides)?;
-    let latest =
-        Checkpoint::latest(run)?.with_context(|| format!("{} holds no checkpoint", run.display()))?;
-    let step = Checkpoint::load(latest)?.step();
+    let step = match Checkpoint::latest(run)? {
+        Some(latest) => Checkpoint::load(latest)?.step(),
+        None if config.tokenizer_from.is_some() => Evaluation::read(run)?.step,
+        None => bail!("{} holds no checkpoint", run.display()),
+    };
     if dry_run {
         let loaded = LoadedTokenizer::open(run, device(&config.device)?)?;
         print_summary(&measure(&config, &loaded, step)?.0);
@@ -300,7 +338,9 @@ fn measure(
     let size = first.to_float().size();
     let shape = VideoShape { batch: 1, channels: size[0], frames: size[1], height: size[2], width: size[3] };
     let scores = tch::no_grad(|| score(&loaded.tokenizer, loaded.device, &clips))?;
-    let figures = metrics::compression::figures(&loaded.tokenizer.compression(), shape)?;
+    let compression = loaded.tokenizer.compression();
+    let grid = loaded.tokenizer.grid_shape(shape)?;
+    let figures = metrics::compression::figures_of_grid(&compression, shape, grid);
     let mut extra = Vec::new();
     let mut absent = Vec::new();
     crate::pretrained::measure(
@@ -317,7 +357,7 @@ fn measure(
         frames: shape.frames,
         height: shape.height,
         width: shape.width,
-        compression: loaded.tokenizer.compression(),
+        compression,
         tokens_per_clip: figures.tokens,
         bits_per_pixel: figures.bits_per_pixel,
         ratio_to_rgb24: figures.ratio_to_rgb24,

@@ -7,10 +7,11 @@ use anyhow::{Context, Result, bail, ensure};
 use causal_conv::cosmos::{CosmosConfig, CosmosTokenizer};
 use causal_conv::magvit2::{Magvit2, Magvit2Config, Magvit2Output};
 use causal_conv::open_magvit2::{OpenMagvit2, OpenMagvit2Config};
+use maskgit::vqgan::{Vqgan, VqganConfig};
 use quantizers::Mode;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, nn};
-use video_core::{TokenGrid, VideoTokenizer};
+use video_core::{GridShape, TokenGrid, VideoShape, VideoTokenizer};
 
 /// Which tokenizer, and its config: `kind = "magvit2"` and its fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,8 @@ pub enum TokenizerConfig {
     OpenMagvit2(OpenMagvit2Config),
     /// A Cosmos tokenizer.
     Cosmos(CosmosConfig),
+    /// The VQGAN of MaskGIT (frame by frame) or MAGVIT (3D).
+    Vqgan(VqganConfig),
 }
 
 impl TokenizerConfig {
@@ -35,6 +38,7 @@ impl TokenizerConfig {
             Self::Magvit2(config) => Magvit2::new(path, config).map(Tokenizer::Magvit2),
             Self::OpenMagvit2(config) => OpenMagvit2::new(path, config).map(Tokenizer::OpenMagvit2),
             Self::Cosmos(config) => CosmosTokenizer::new(path, config).map(Tokenizer::Cosmos),
+            Self::Vqgan(config) => Vqgan::new(path, config).map(Tokenizer::Vqgan),
         };
         Ok(tokenizer.map_err(|error| error.within("tokenizer"))?)
     }
@@ -50,6 +54,8 @@ pub enum Tokenizer {
     OpenMagvit2(OpenMagvit2),
     /// Cosmos.
     Cosmos(CosmosTokenizer),
+    /// MaskGIT's and MAGVIT's VQGAN.
+    Vqgan(Vqgan),
 }
 
 impl std::ops::Deref for Tokenizer {
@@ -60,6 +66,7 @@ impl std::ops::Deref for Tokenizer {
             Self::Magvit2(tokenizer) => tokenizer,
             Self::OpenMagvit2(tokenizer) => tokenizer,
             Self::Cosmos(tokenizer) => tokenizer,
+            Self::Vqgan(tokenizer) => tokenizer,
         }
     }
 }
@@ -74,6 +81,10 @@ impl Tokenizer {
             Self::Magvit2(tokenizer) => tokenizer.forward(video, mode),
             Self::OpenMagvit2(tokenizer) => tokenizer.forward(video, mode),
             Self::Cosmos(tokenizer) => tokenizer.forward(video, mode),
+            Self::Vqgan(tokenizer) => {
+                let (reconstruction, quantized) = tokenizer.forward(video, mode)?;
+                Ok(Magvit2Output { reconstruction, quantized })
+            }
         }
     }
 
@@ -83,6 +94,20 @@ impl Tokenizer {
             Self::Magvit2(tokenizer) => tokenizer.last_layer(),
             Self::OpenMagvit2(tokenizer) => tokenizer.last_layer(),
             Self::Cosmos(tokenizer) => tokenizer.last_layer(),
+            Self::Vqgan(tokenizer) => tokenizer.last_layer(),
+        }
+    }
+
+    /// The frames of a clip that its first latent frames stand for. A tokenizer that is not causal has no latent frame for
+    /// the first frame alone.
+    pub fn frames(&self, latent_frames: i64) -> i64 {
+        let compression = self.compression();
+        let (height, width) = (compression.height, compression.width);
+        let frames = compression.frames(latent_frames);
+        let shape = VideoShape { batch: 1, channels: 3, frames, height, width };
+        match self.grid_shape(shape) {
+            Ok(GridShape { frames: latents, .. }) if latents == latent_frames => frames,
+            _ => latent_frames * compression.time,
         }
     }
 

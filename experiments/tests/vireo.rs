@@ -4,6 +4,8 @@
 mod bad_input;
 #[path = "vireo/coding.rs"]
 mod coding;
+#[path = "vireo/generation.rs"]
+mod generation;
 #[path = "vireo/runs.rs"]
 mod runs;
 #[path = "vireo/streaming.rs"]

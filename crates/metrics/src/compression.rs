@@ -1,7 +1,7 @@
 //! What a tokenizer's tokens cost, and likelihoods in bits.
 
 use serde::{Deserialize, Serialize};
-use video_core::{Compression, Error, Result, VideoShape};
+use video_core::{Compression, Error, GridShape, Result, VideoShape};
 
 /// What the tokens of one clip cost.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,14 +21,15 @@ pub struct CompressionFigures {
 /// # Errors
 /// A shape that the tokenizer's strides do not divide.
 pub fn figures(compression: &Compression, shape: VideoShape) -> Result<CompressionFigures> {
-    let tokens = compression.grid_shape(shape)?.tokens();
-    let bits_per_pixel = compression.bits_per_pixel(shape)?;
-    Ok(CompressionFigures {
-        tokens,
-        bits: tokens as f64 * compression.bits_per_token,
-        bits_per_pixel,
-        ratio_to_rgb24: 24.0 / bits_per_pixel,
-    })
+    Ok(figures_of_grid(compression, shape, compression.grid_shape(shape)?))
+}
+
+/// The figures of one clip of a shape that is encoded to `grid`, for a tokenizer that counts frames in its own way.
+pub fn figures_of_grid(compression: &Compression, shape: VideoShape, grid: GridShape) -> CompressionFigures {
+    let tokens = grid.tokens();
+    let bits = tokens as f64 * compression.bits_per_token;
+    let bits_per_pixel = bits / (shape.frames * shape.height * shape.width) as f64;
+    CompressionFigures { tokens, bits, bits_per_pixel, ratio_to_rgb24: 24.0 / bits_per_pixel }
 }
 
 /// Bits per dimension: a negative log-likelihood in nats of something with so many dimensions.

@@ -38,9 +38,9 @@ pub fn describe(args: &DescribeArgs) -> Result<()> {
         _ => print_modules(&variables),
     }
     let parameters: usize = variables.trainable_variables().iter().map(tch::Tensor::numel).sum();
-    let figures = metrics::compression::figures(&tokenizer.compression(), shape)?;
     let grid = tokenizer.grid_shape(shape)?;
     let compression = tokenizer.compression();
+    let figures = metrics::compression::figures_of_grid(&compression, shape, grid);
     println!("\nparameters    {parameters} ({:.1} million)", parameters as f64 / 1e6);
     println!(
         "compression   {}×{}×{} (time × height × width)",
@@ -83,7 +83,7 @@ fn smallest_clip(tokenizer: &Tokenizer) -> VideoShape {
     VideoShape {
         batch: 1,
         channels: 3,
-        frames: 1 + compression.time,
+        frames: tokenizer.frames(2),
         height: 16 * compression.height,
         width: 16 * compression.width,
     }

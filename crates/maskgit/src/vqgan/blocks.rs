@@ -234,6 +234,11 @@ impl Decoder {
         })
     }
 
+    /// The weight of the last convolution: a GAN's adaptive weight compares gradients there.
+    pub fn last_layer(&self) -> &Tensor {
+        self.conv_out.weight()
+    }
+
     /// `[N, D, h, w]` to `[N, 3, H, W]`, or `[B, D, t, h, w]` to `[B, 3, T, H, W]`; not clipped.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let mut blocks = self.blocks.iter();

@@ -46,6 +46,10 @@ impl Conv {
         }
     }
 
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         let kernel = &self.weight.size()[2..];
         let pads: Vec<(i64, i64)> = kernel

@@ -51,6 +51,11 @@ impl Vqgan {
         self.quantizer.as_ref()
     }
 
+    /// The weight at which a GAN's adaptive weight compares gradients.
+    pub fn last_layer(&self) -> &Tensor {
+        self.decoder.last_layer()
+    }
+
     /// Features `[B, t, h, w, D]` of a video.
     ///
     /// # Errors

@@ -44,23 +44,25 @@ impl World {
     fn shown(&self, index: u64, window: Window) -> Clip {
         let (height, width) = self.frame();
         let (rows, columns, frames) = (height as usize, width as usize, self.config.clip.frames as usize);
-        let (bytes, actions): (Vec<u8>, _) = if self.config.source == "maze" {
+        let (bytes, actions, seen): (Vec<u8>, _, _) = if self.config.source == "maze" {
             let walk = maze::Walk::new(self.seed, index, frames);
             let bytes = walk.poses.iter().flat_map(|&pose| walk.maze.render(pose, rows, columns)).collect();
             let actions: Vec<i64> = walk.actions.iter().map(|&action| action as i64).collect();
-            (bytes, Some(tch::Tensor::from_slice(&actions)))
+            (bytes, Some(tch::Tensor::from_slice(&actions)), None)
         } else {
             let scene = shapes::Scene::new(self.seed, index);
             let rate = self.config.clip.frame_rate.unwrap_or(FRAME_RATE);
             let time = |frame: usize| frame as f64 * FRAME_RATE / rate;
-            ((0..frames).flat_map(|frame| scene.render(time(frame), rows, columns)).collect(), None)
+            let bytes = (0..frames).flat_map(|frame| scene.render(time(frame), rows, columns)).collect();
+            (bytes, None, Some((scene.class(), scene.caption())))
         };
+        let (class, caption) = seen.unzip();
         Clip {
             video: planar(&bytes, (height, width), window, false),
             name: format!("{} {index}", self.config.source),
-            class: None,
+            class,
             actions,
-            caption: None,
+            caption,
         }
     }
 }

@@ -20,6 +20,31 @@ pub enum Kind {
     Ring,
 }
 
+impl Kind {
+    /// All kinds, in the order of their numbers as classes.
+    pub const ALL: [Self; 3] = [Self::Disc, Self::Square, Self::Ring];
+
+    /// The word of captions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Disc => "disc",
+            Self::Square => "square",
+            Self::Ring => "ring",
+        }
+    }
+}
+
+/// The colours that captions tell apart, RGB.
+const COLOURS: [(&str, [f64; 3]); 7] = [
+    ("red", [0.95, 0.25, 0.25]),
+    ("green", [0.3, 0.9, 0.3]),
+    ("blue", [0.25, 0.35, 0.95]),
+    ("yellow", [0.9, 0.9, 0.3]),
+    ("cyan", [0.3, 0.9, 0.9]),
+    ("magenta", [0.9, 0.3, 0.9]),
+    ("white", [0.9, 0.9, 0.9]),
+];
+
 /// One shape: ground truth. Lengths are in shares of the picture's shorter side.
 #[derive(Clone, Debug)]
 pub struct Shape {
@@ -42,6 +67,15 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// The word for its colour: that of the nearest one which captions tell apart.
+    pub fn colour_name(&self) -> &'static str {
+        let distance = |colour: &[f64; 3]| -> f64 {
+            colour.iter().zip(self.colour).map(|(a, b)| (a - b) * (a - b)).sum()
+        };
+        let nearest = COLOURS.iter().min_by(|(_, a), (_, b)| distance(a).total_cmp(&distance(b)));
+        nearest.expect("there are colours").0
+    }
+
     /// The centre at a time, after bouncing off the border.
     pub fn centre(&self, time: f64) -> (f64, f64) {
         let at = |start: f64, speed: f64| bounce(start + speed * time, self.radius);
@@ -113,7 +147,7 @@ impl Scene {
                 let mut colour = [0; 3].map(|_| rng.random_range(0.1..1.0));
                 colour[rng.random_range(0..3)] = rng.random_range(0.75..1.0);
                 Shape {
-                    kind: [Kind::Disc, Kind::Square, Kind::Ring][rng.random_range(0..3)],
+                    kind: Kind::ALL[rng.random_range(0..3)],
                     position,
                     velocity: (speed * direction.cos(), speed * direction.sin()),
                     radius,
@@ -125,6 +159,25 @@ impl Scene {
             })
             .collect();
         Self { shapes, background, shading: (turn.cos(), turn.sin()) }
+    }
+
+    /// The kind of the nearest shape, which none occludes, by its place in [`Kind::ALL`].
+    pub fn class(&self) -> i64 {
+        self.shapes.last().map_or(0, |nearest| nearest.kind as i64)
+    }
+
+    /// The shapes from the nearest to the farthest: `a red disc, a blue ring and a white square`.
+    pub fn caption(&self) -> String {
+        let mut words: Vec<String> = self
+            .shapes
+            .iter()
+            .rev()
+            .map(|shape| format!("a {} {}", shape.colour_name(), shape.kind.name()))
+            .collect();
+        match words.pop() {
+            Some(last) if !words.is_empty() => format!("{} and {last}", words.join(", ")),
+            last => last.unwrap_or_default(),
+        }
     }
 
     /// What is seen at a time, as bytes in the order row, column, RGB.
@@ -169,6 +222,23 @@ impl Scene {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn class_and_caption_say_what_is_there() {
+        for index in 0..20 {
+            let scene = Scene::new(3, index);
+            let nearest = scene.shapes.last().unwrap();
+            assert_eq!(Kind::ALL[scene.class() as usize], nearest.kind);
+            let caption = scene.caption();
+            let first = format!("a {} {}", nearest.colour_name(), nearest.kind.name());
+            assert!(caption.starts_with(&first), "{caption}");
+            assert_eq!(
+                caption.split(' ').filter(|&word| word == "a").count(),
+                scene.shapes.len(),
+                "{caption}"
+            );
+        }
+    }
 
     #[test]
     fn nothing_is_covered_beyond_the_reach() {
