@@ -179,7 +179,7 @@ pub struct SampleArgs {
     /// Weight of classifier-free guidance; 1 is none
     #[arg(long, default_value_t = 1.0)]
     pub guidance: f64,
-    /// Where to write the clips, beside each other (.mp4, .gif)
+    /// Where to write the clips, beside each other (.mp4, .gif; .png for images)
     #[arg(long, short, default_value = "samples.gif")]
     pub output: PathBuf,
     /// Frames per second of the written file

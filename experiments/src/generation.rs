@@ -18,7 +18,7 @@ use crate::files;
 use crate::generator::{GENERATOR_FILE, Generator, GeneratorConfig, LoadedGenerator, save};
 use crate::pipeline::{PSNR, SSIM, held_out_clips, numbers};
 use crate::token_cache::{CachedTokens, TokenBatch, TokenCache};
-use crate::tokenizer::LoadedTokenizer;
+use crate::tokenizer::{LoadedTokenizer, Tokenizer};
 
 /// The folder of a run in which its generator is trained.
 pub const GENERATOR_FOLDER: &str = "generator";
@@ -122,14 +122,18 @@ pub fn check(config: &RunConfig, generator: &GeneratorRun) -> Result<()> {
     let (height, width) = config.data.clip.size.height_width();
     let shape = VideoShape { height, width, ..config.clip_shape() };
     generator.model.check_tokenizer(vocabulary, tokenizer.grid_shape(shape)?)?;
+    generator.model.build(&variables.root(), &tokenizer)?;
     ensure!(generator.clips > 0, "generator.clips = 0: expected at least 1");
     ensure!(generator.batch_size > 0, "generator.batch_size = 0: expected at least 1");
     ensure!(generator.evaluation.clips > 0, "generator.evaluation.clips = 0: expected at least 1");
-    let (given, frames) = (generator.evaluation.given_frames, generator.model.grid().frames);
+    let (grid, tokens) = (generator.model.grid()?, (Kind::Int64, Device::Cpu));
+    let clip = TokenGrid::new(Tensor::zeros([1, grid.frames, grid.height, grid.width], tokens))?;
+    let (given, frames) = (generator.evaluation.given_frames, generator.model.latent()?.frames);
     ensure!(
         (1..frames.max(2)).contains(&given),
         "generator.evaluation.given_frames = {given}: expected at least 1 and fewer than the grid's {frames}"
     );
+    generator.model.first_frames(&clip, given)?;
     Ok(())
 }
 
@@ -157,7 +161,7 @@ pub fn train(config: &RunConfig, generator: &GeneratorRun, run: &Path) -> Result
     }
     seeds::seed_torch(config.seed, seeds::Stream::Init, 1);
     let variables = nn::VarStore::new(loaded.device);
-    let built = generator.model.build(&variables.root())?;
+    let built = generator.model.build(&variables.root(), &loaded.tokenizer)?;
     let cache = TokenCache::open_or_make(config, generator, &loaded, run)?;
     let held_out = tokens_of(&held_out_clips(config, generator.evaluation.clips)?, &loaded)?;
     let plain = generator.model.plain();
@@ -168,7 +172,7 @@ pub fn train(config: &RunConfig, generator: &GeneratorRun, run: &Path) -> Result
     train_config.seed = config.seed;
     let mut trainer = Trainer::new(&folder, train_config)?.describe(description);
     let outcome = trainer.train(&mut objective, &mut batches, |objective, _step| {
-        let bits = plain_bits(&plain, &objective.variables, &held_out)
+        let bits = plain_bits(&plain, &objective.variables, &loaded.tokenizer, &held_out)
             .map_err(|e| video_core::Error::input("evaluation", e.to_string(), "held-out tokens"))?;
         Ok(vec![("bits_per_token".to_string(), bits)])
     })?;
@@ -180,9 +184,14 @@ pub fn train(config: &RunConfig, generator: &GeneratorRun, run: &Path) -> Result
 }
 
 /// Held-out cross-entropy of a network under training, without its dropout and label smoothing.
-fn plain_bits(plain: &GeneratorConfig, trained: &nn::VarStore, tokens: &TokenGrid) -> Result<f64> {
+fn plain_bits(
+    plain: &GeneratorConfig,
+    trained: &nn::VarStore,
+    tokenizer: &Tokenizer,
+    tokens: &TokenGrid,
+) -> Result<f64> {
     let mut variables = nn::VarStore::new(trained.device());
-    let generator = plain.build(&variables.root())?;
+    let generator = plain.build(&variables.root(), tokenizer)?;
     variables.copy(trained)?;
     bits_per_token(&generator, tokens)
 }
@@ -232,10 +241,18 @@ pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: 
     let sampled = model.sample_in_steps(&Condition::default(), &options)?;
     let seconds = started.elapsed().as_secs_f64();
     let video = loaded.tokenizer.decode(&sampled.tokens)?.to_device(Device::Cpu);
+    let stages = loaded.tokenizer.coarse_to_fine(&sampled.tokens)?;
     for index in 0..settings.samples.min(clips.len()) {
         let clip = video.get(index as i64);
-        let order = order_picture(&sampled.decided.get(index as i64), sampled.steps, &clip, &loaded);
         let path = samples.join(format!("generated-{index:02}.gif"));
+        if let Some(stages) = &stages {
+            let row: Vec<Tensor> = stages.iter().map(|stage| stage.get(index as i64)).collect();
+            let row = Tensor::cat(&row, 3).to_device(Device::Cpu);
+            video_data::write_gif(&samples.join(format!("scales-{index:02}.gif")), &row, 8.0)?;
+            video_data::write_gif(&path, &clip, 8.0)?;
+            continue;
+        }
+        let order = order_picture(&sampled.decided.get(index as i64), sampled.steps, &clip, &loaded);
         video_data::write_gif(&path, &Tensor::cat(&[clip, order], 3), 8.0)?;
     }
 
@@ -293,10 +310,10 @@ fn predict(
     options: &SampleOptions,
 ) -> Result<Predicted> {
     let settings = &generator.evaluation;
-    let given_tokens = tokens.time_slice(0, settings.given_frames)?;
+    let given_tokens = generator.model.first_frames(tokens, settings.given_frames)?;
     let condition = Condition { first_frames: Some(given_tokens), ..Condition::default() };
     let options = SampleOptions { filter: settings.prediction_filter, ..options.clone() };
-    let continued = model.sample(&condition, generator.model.grid(), &options)?;
+    let continued = model.sample(&condition, generator.model.grid()?, &options)?;
     let video = loaded.tokenizer.decode(&continued)?.to_device(Device::Cpu);
     let reconstruction = loaded.tokenizer.decode(tokens)?.to_device(Device::Cpu);
     let original = Tensor::stack(&clips.iter().map(Clip::to_float).collect::<Vec<_>>(), 0);

@@ -8,9 +8,11 @@ use maskgit::mask::MASK;
 use maskgit::{MaskGit, MaskGitConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
+use var_next_scale::video::{SpaceTimeVar, SpaceTimeVarConfig};
+use var_next_scale::{MultiScaleVq, VarConfig, VarGenerator};
 use video_core::{Condition, GridShape, SampleOptions, TokenGenerator, TokenGrid};
 
-use crate::tokenizer::LoadedTokenizer;
+use crate::tokenizer::{LoadedTokenizer, Tokenizer};
 
 /// Which generator, and its config: `kind = "maskgit"` and its fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,16 +20,32 @@ use crate::tokenizer::LoadedTokenizer;
 pub enum GeneratorConfig {
     /// Masked tokens, decoded in parallel: MaskGIT on images, MAGVIT's form on clips.
     Maskgit(MaskGitConfig),
+    /// Next-scale prediction of images.
+    Var(VarConfig),
+    /// Next-scale prediction of clips, over pyramids that grow in space and time.
+    SpaceTimeVar(SpaceTimeVarConfig),
 }
 
 impl GeneratorConfig {
-    /// Builds the generator with fresh weights.
+    /// Builds the generator with fresh weights, for the tokens of a tokenizer on the same device.
     ///
     /// # Errors
-    /// A field that the generator refuses.
-    pub fn build(&self, path: &nn::Path) -> Result<Generator> {
+    /// A field that the generator refuses, a tokenizer that it does not fit.
+    pub fn build(&self, path: &nn::Path, tokenizer: &Tokenizer) -> Result<Generator> {
+        let quantizer = || {
+            let quantizer = tokenizer.pyramid_quantizer().map(MultiScaleVq::frozen);
+            let expected =
+                "\"var_vqvae\" or \"space_time_vqvae\": next-scale prediction needs their pyramids";
+            quantizer.ok_or_else(|| video_core::Error::config("tokenizer.kind", "one of one scale", expected))
+        };
         let generator = match self {
             Self::Maskgit(config) => MaskGit::new(path, config).map(Generator::Maskgit),
+            Self::Var(config) => {
+                quantizer().and_then(|q| VarGenerator::new(path, config, q)).map(Generator::Var)
+            }
+            Self::SpaceTimeVar(config) => {
+                quantizer().and_then(|q| SpaceTimeVar::new(path, config, q)).map(Generator::SpaceTimeVar)
+            }
         };
         Ok(generator.map_err(|error| error.within("generator.model"))?)
     }
@@ -42,13 +60,60 @@ impl GeneratorConfig {
                 class_dropout: 0.0,
                 ..config.clone()
             }),
+            Self::Var(config) => Self::Var(plain_var(config)),
+            Self::SpaceTimeVar(config) => Self::SpaceTimeVar(SpaceTimeVarConfig {
+                transformer: plain_var(&config.transformer),
+                ..config.clone()
+            }),
         }
     }
 
-    /// The grid of a clip.
-    pub fn grid(&self) -> GridShape {
-        match self {
+    /// The grid of a clip's tokens; of pyramids all scales in a row.
+    ///
+    /// # Errors
+    /// Scales that make no pyramid.
+    pub fn grid(&self) -> Result<GridShape> {
+        let row = |tokens| GridShape { frames: 1, height: 1, width: tokens };
+        Ok(match self {
             Self::Maskgit(config) => config.grid,
+            Self::Var(config) => row(config.pyramid()?.tokens()),
+            Self::SpaceTimeVar(config) => row(config.pyramid()?.tokens(config.max_chunks)),
+        })
+    }
+
+    /// The latent frames, rows and columns of a clip.
+    ///
+    /// # Errors
+    /// As [`GeneratorConfig::grid`].
+    pub fn latent(&self) -> Result<GridShape> {
+        Ok(match self {
+            Self::Maskgit(config) => config.grid,
+            Self::Var(config) => config.pyramid()?.last(),
+            Self::SpaceTimeVar(config) => {
+                let pyramid = config.pyramid()?;
+                let frames = 1 + config.max_chunks * pyramid.chunk_frames();
+                GridShape { frames, ..pyramid.image.last() }
+            }
+        })
+    }
+
+    /// The tokens of a clip's first latent frames.
+    ///
+    /// # Errors
+    /// More frames than there are; of pyramids a number that is not one and whole chunks.
+    pub fn first_frames(&self, tokens: &TokenGrid, latents: i64) -> Result<TokenGrid> {
+        match self {
+            Self::SpaceTimeVar(config) => {
+                let pyramid = config.pyramid()?;
+                let length = pyramid.tokens(pyramid.chunks_of_frames(latents)?);
+                ensure!(
+                    length <= tokens.shape().width,
+                    "{latents} latent frames given: the clip has {}",
+                    self.latent()?.frames
+                );
+                Ok(TokenGrid::new(tokens.ids().narrow(3, 0, length))?)
+            }
+            _ => Ok(tokens.time_slice(0, latents)?),
         }
     }
 
@@ -57,21 +122,39 @@ impl GeneratorConfig {
     /// # Errors
     /// Both sides are named.
     pub fn check_tokenizer(&self, vocabulary_size: i64, grid: GridShape) -> Result<()> {
-        let Self::Maskgit(config) = self;
+        let (field, codes) = match self {
+            Self::Maskgit(config) => ("codebook_size", config.codebook_size),
+            Self::Var(config) => ("vocab_size", config.vocab_size),
+            Self::SpaceTimeVar(config) => ("transformer.vocab_size", config.transformer.vocab_size),
+        };
         ensure!(
-            config.codebook_size == vocabulary_size,
-            "generator.model.codebook_size = {}, but the tokenizer has {vocabulary_size} codes: make them equal",
-            config.codebook_size
+            codes == vocabulary_size,
+            "generator.model.{field} = {codes}, but the tokenizer has {vocabulary_size} codes: make them equal"
         );
-        let GridShape { frames, height, width } = grid;
+        let (ours, GridShape { frames, height, width }) = (self.grid()?, grid);
+        let write = match self {
+            Self::Maskgit(_) => {
+                format!("write grid = {{ frames = {frames}, height = {height}, width = {width} }}")
+            }
+            Self::Var(_) => "patch_nums must be the tokenizer's v_patch_nums".into(),
+            Self::SpaceTimeVar(_) => {
+                "patch_nums, chunk_scales and max_chunks must be those of its clips".into()
+            }
+        };
         ensure!(
-            self.grid() == grid,
-            "generator.model.grid = {:?}, but the tokenizer makes {frames}×{height}×{width} tokens of a clip: write \
-             grid = {{ frames = {frames}, height = {height}, width = {width} }}",
-            self.grid()
+            ours == grid,
+            "generator.model: its grid is {}×{}×{}, but the tokenizer makes {frames}×{height}×{width} tokens of a clip: {write}",
+            ours.frames,
+            ours.height,
+            ours.width
         );
         Ok(())
     }
+}
+
+/// The same transformer with nothing dropped and nothing smoothed.
+fn plain_var(config: &VarConfig) -> VarConfig {
+    VarConfig { cond_drop_rate: 0.0, drop_path_rate: 0.0, label_smoothing: 0.0, ..config.clone() }
 }
 
 /// Any generator of the workspace.
@@ -79,6 +162,10 @@ impl GeneratorConfig {
 pub enum Generator {
     /// MaskGIT and MAGVIT.
     Maskgit(MaskGit),
+    /// VAR, of images.
+    Var(VarGenerator),
+    /// VAR over space-time pyramids.
+    SpaceTimeVar(SpaceTimeVar),
 }
 
 impl std::ops::Deref for Generator {
@@ -87,6 +174,8 @@ impl std::ops::Deref for Generator {
     fn deref(&self) -> &Self::Target {
         match self {
             Self::Maskgit(generator) => generator,
+            Self::Var(generator) => generator,
+            Self::SpaceTimeVar(generator) => generator,
         }
     }
 }
@@ -117,7 +206,34 @@ impl Generator {
                 });
                 Ok(Sampled { tokens: TokenGrid::new(decoded.ids)?, steps, decided })
             }
+            Self::Var(generator) => {
+                let lengths = generator.model().pyramid().lengths();
+                self.sample_scales(&lengths, condition, options)
+            }
+            Self::SpaceTimeVar(generator) => {
+                let lengths = generator.pyramid().lengths(generator.config().max_chunks);
+                self.sample_scales(&lengths, condition, options)
+            }
         }
+    }
+
+    /// Samples a row of scales of these lengths: one step decides a scale.
+    fn sample_scales(
+        &self,
+        lengths: &[i64],
+        condition: &Condition,
+        options: &SampleOptions,
+    ) -> Result<Sampled> {
+        let shape = GridShape { frames: 1, height: 1, width: lengths.iter().sum() };
+        let tokens = self.sample(condition, shape, options)?;
+        let device = tokens.ids().device();
+        let steps = Tensor::arange(lengths.len() as i64, (Kind::Int64, device));
+        let of_token =
+            steps.repeat_interleave_self_tensor(&Tensor::from_slice(lengths).to_device(device), 0, None);
+        let decided = of_token.expand_as(tokens.ids()).contiguous();
+        let given = condition.first_frames.as_ref().map_or(0, |first| first.shape().width);
+        let _ = decided.narrow(3, 0, given).fill_(-1);
+        Ok(Sampled { tokens, steps: lengths.len(), decided })
     }
 }
 
@@ -181,7 +297,7 @@ impl LoadedGenerator {
         );
         let config = description.generator.plain();
         let mut variables = nn::VarStore::new(tokenizer.device);
-        let generator = config.build(&variables.root())?;
+        let generator = config.build(&variables.root(), &tokenizer.tokenizer)?;
         training::copy_into(&variables, &weights.tensors, &path)?;
         variables.freeze();
         Ok(Self { generator, config })

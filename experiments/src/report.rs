@@ -104,6 +104,7 @@ fn gallery(samples: &[(String, String)]) -> Markup {
 /// The second stage: what the generator made, and how well.
 fn generated(run: &Path, g: &Generation, log: &[serde_json::Value]) -> Result<Markup> {
     let continued = samples_of(run, "continued-")?;
+    let scales = samples_of(run, "scales-")?;
     let mut rows: Vec<(String, String)> = vec![
         ("Cross-entropy of held-out tokens".into(), format!("{:.3} bits per token", g.bits_per_token)),
         (
@@ -144,10 +145,17 @@ fn generated(run: &Path, g: &Generation, log: &[serde_json::Value]) -> Result<Ma
     Ok(html! {
         section {
             h2 { "Generated" }
-            p.note {
-                "On the left a sampled clip; on the right the step in which each token was decided, from black (first) to white (last)."
+            @if scales.is_empty() {
+                p.note {
+                    "On the left a sampled clip; on the right the step in which each token was decided, from black (first) to white (last)."
+                }
             }
             (gallery(&samples_of(run, "generated-")?))
+            @if !scales.is_empty() {
+                h3 { "From coarse to fine" }
+                p.note { "Each row is one sample, decoded after its first scale, its first two, and so on up to all." }
+                (gallery(&scales))
+            }
             @if let Some(p) = &g.prediction {
                 h3 { "Continued" }
                 p.note { "On the left a held-out clip; on the right the model's continuation of its first " (p.given) " frames." }

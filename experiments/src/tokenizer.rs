@@ -8,9 +8,11 @@ use causal_conv::cosmos::{CosmosConfig, CosmosTokenizer};
 use causal_conv::magvit2::{Magvit2, Magvit2Config, Magvit2Output};
 use causal_conv::open_magvit2::{OpenMagvit2, OpenMagvit2Config};
 use maskgit::vqgan::{Vqgan, VqganConfig};
-use quantizers::Mode;
+use quantizers::{Mode, Quantized, Usage};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, nn};
+use var_next_scale::video::{SpaceTimeVqvae, SpaceTimeVqvaeConfig};
+use var_next_scale::{MultiScaleVq, Vqvae, VqvaeConfig};
 use video_core::{GridShape, TokenGrid, VideoShape, VideoTokenizer};
 
 /// Which tokenizer, and its config: `kind = "magvit2"` and its fields.
@@ -26,6 +28,10 @@ pub enum TokenizerConfig {
     Cosmos(CosmosConfig),
     /// The VQGAN of MaskGIT (frame by frame) or MAGVIT (3D).
     Vqgan(VqganConfig),
+    /// VAR's tokenizer of images, whose tokens are pyramids: clips of one frame.
+    VarVqvae(VqvaeConfig),
+    /// A causal tokenizer of videos whose tokens are space-time pyramids.
+    SpaceTimeVqvae(SpaceTimeVqvaeConfig),
 }
 
 impl TokenizerConfig {
@@ -39,6 +45,8 @@ impl TokenizerConfig {
             Self::OpenMagvit2(config) => OpenMagvit2::new(path, config).map(Tokenizer::OpenMagvit2),
             Self::Cosmos(config) => CosmosTokenizer::new(path, config).map(Tokenizer::Cosmos),
             Self::Vqgan(config) => Vqgan::new(path, config).map(Tokenizer::Vqgan),
+            Self::VarVqvae(config) => Vqvae::new(path, config).map(Tokenizer::VarVqvae),
+            Self::SpaceTimeVqvae(config) => SpaceTimeVqvae::new(path, config).map(Tokenizer::SpaceTimeVqvae),
         };
         Ok(tokenizer.map_err(|error| error.within("tokenizer"))?)
     }
@@ -56,6 +64,10 @@ pub enum Tokenizer {
     Cosmos(CosmosTokenizer),
     /// MaskGIT's and MAGVIT's VQGAN.
     Vqgan(Vqgan),
+    /// VAR's, of images.
+    VarVqvae(Vqvae),
+    /// Of space-time pyramids.
+    SpaceTimeVqvae(SpaceTimeVqvae),
 }
 
 impl std::ops::Deref for Tokenizer {
@@ -67,6 +79,8 @@ impl std::ops::Deref for Tokenizer {
             Self::OpenMagvit2(tokenizer) => tokenizer,
             Self::Cosmos(tokenizer) => tokenizer,
             Self::Vqgan(tokenizer) => tokenizer,
+            Self::VarVqvae(tokenizer) => tokenizer,
+            Self::SpaceTimeVqvae(tokenizer) => tokenizer,
         }
     }
 }
@@ -85,6 +99,18 @@ impl Tokenizer {
                 let (reconstruction, quantized) = tokenizer.forward(video, mode)?;
                 Ok(Magvit2Output { reconstruction, quantized })
             }
+            Self::VarVqvae(tokenizer) => {
+                tokenizer.grid_shape(VideoShape::of(video)?)?;
+                let output = tokenizer.forward(&video.squeeze_dim(2), mode != Mode::Eval)?;
+                let q = output.quantized;
+                let quantized = pyramid_quantized(tokenizer.quantizer(), &q.f_hat, q.vq_loss, &q.ids);
+                Ok(Magvit2Output { reconstruction: output.reconstruction.unsqueeze(2), quantized })
+            }
+            Self::SpaceTimeVqvae(tokenizer) => {
+                let o = tokenizer.forward(video, mode != Mode::Eval)?;
+                let quantized = pyramid_quantized(tokenizer.quantizer(), &o.f_hat, o.vq_loss, &o.ids);
+                Ok(Magvit2Output { reconstruction: o.reconstruction, quantized })
+            }
         }
     }
 
@@ -95,6 +121,8 @@ impl Tokenizer {
             Self::OpenMagvit2(tokenizer) => tokenizer.last_layer(),
             Self::Cosmos(tokenizer) => tokenizer.last_layer(),
             Self::Vqgan(tokenizer) => tokenizer.last_layer(),
+            Self::VarVqvae(tokenizer) => tokenizer.last_layer(),
+            Self::SpaceTimeVqvae(tokenizer) => tokenizer.last_layer(),
         }
     }
 
@@ -104,10 +132,61 @@ impl Tokenizer {
         let compression = self.compression();
         let (height, width) = (compression.height, compression.width);
         let frames = compression.frames(latent_frames);
+        if self.pyramid_quantizer().is_some() {
+            return frames;
+        }
         let shape = VideoShape { batch: 1, channels: 3, frames, height, width };
         match self.grid_shape(shape) {
             Ok(GridShape { frames: latents, .. }) if latents == latent_frames => frames,
             _ => latent_frames * compression.time,
+        }
+    }
+
+    /// The quantizer of a tokenizer whose tokens are pyramids: a next-scale generator needs its codes.
+    pub fn pyramid_quantizer(&self) -> Option<&MultiScaleVq> {
+        match self {
+            Self::VarVqvae(tokenizer) => Some(tokenizer.quantizer()),
+            Self::SpaceTimeVqvae(tokenizer) => Some(tokenizer.quantizer()),
+            _ => None,
+        }
+    }
+
+    /// The latent frames, rows and columns of a clip with one pyramid of each kind; `None` for tokenizers of one scale.
+    pub fn pyramid_size(&self) -> Option<[i64; 3]> {
+        let chunk = match self {
+            Self::SpaceTimeVqvae(tokenizer) => tokenizer.pyramid().chunk_frames(),
+            _ => 0,
+        };
+        let last = self.pyramid_quantizer()?.pyramid().last();
+        Some([1 + chunk, last.height, last.width])
+    }
+
+    /// The grid of one picture.
+    ///
+    /// # Errors
+    /// A size that the tokenizer does not take; of pyramids, which have one, it is named.
+    pub fn picture_grid(&self, height: i64, width: i64) -> Result<GridShape> {
+        let grid = self.grid_shape(VideoShape { batch: 1, channels: 3, frames: 1, height, width });
+        let compression = self.compression();
+        match (grid, self.pyramid_size()) {
+            (Err(error), Some([_, rows, columns])) => Err(error).with_context(|| {
+                let (rows, columns) = (rows * compression.height, columns * compression.width);
+                format!("{height}×{width} pixels: this tokenizer takes {rows}×{columns}, give --size {rows}x{columns}")
+            }),
+            (grid, _) => Ok(grid?),
+        }
+    }
+
+    /// What a grid of pyramids looks like after its first scale, its first two, and so on: videos `[B, 3, T, H, W]`. `None` for
+    /// tokenizers of one scale.
+    ///
+    /// # Errors
+    /// As [`VideoTokenizer::decode`].
+    pub fn coarse_to_fine(&self, tokens: &TokenGrid) -> video_core::Result<Option<Vec<Tensor>>> {
+        match self {
+            Self::VarVqvae(tokenizer) => tokenizer.videos_by_scale(tokens).map(Some),
+            Self::SpaceTimeVqvae(tokenizer) => tokenizer.videos_by_scale(tokens).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -123,6 +202,18 @@ impl Tokenizer {
         }
         let video = tch::no_grad(|| self.forward(video, Mode::Eval))?.reconstruction;
         Ok((video.clamp(-1.0, 1.0), None))
+    }
+}
+
+/// What a quantizer of pyramids made of features: their sum `[B, z, T, H, W]`, its loss, and ids of every scale.
+fn pyramid_quantized(quantizer: &MultiScaleVq, f_hat: &Tensor, loss: Tensor, ids: &[Tensor]) -> Quantized {
+    let ids = Tensor::cat(&ids.iter().map(|ids| ids.flatten(0, -1)).collect::<Vec<_>>(), 0);
+    Quantized {
+        embeddings: f_hat.permute([0, 2, 3, 4, 1]),
+        usage: Some(Usage::of(&ids, quantizer.config().vocab_size)),
+        // Scales differ in size: there is no one grid of ids.
+        ids: None,
+        losses: vec![("codebook", loss)],
     }
 }
 

@@ -10,6 +10,8 @@ mod generation;
 mod runs;
 #[path = "vireo/streaming.rs"]
 mod streaming;
+#[path = "vireo/var.rs"]
+mod var;
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;

@@ -143,6 +143,16 @@ impl Vqvae {
         })
     }
 
+    /// As [`Vqvae::images_by_scale`], all of the last scale's size, for a grid of tokens: videos `[B, 3, 1, H, W]`.
+    ///
+    /// # Errors
+    /// As [`VideoTokenizer::decode`].
+    pub fn videos_by_scale(&self, tokens: &TokenGrid) -> Result<Vec<Tensor>> {
+        tokens.check_vocabulary(self.config.quantizer.vocab_size)?;
+        let ids = self.pyramid().split(&tokens.ids().flatten(1, -1))?;
+        Ok(self.images_by_scale(&ids, false)?.iter().map(|images| images.unsqueeze(2)).collect())
+    }
+
     /// A training step on images `[B, 3, H, W]`, with gradients.
     ///
     /// # Errors
@@ -183,23 +193,18 @@ impl VideoTokenizer for Vqvae {
         Some(self.config.quantizer.vocab_size)
     }
 
-    /// Bits are those of all scales, spread over the latent's positions.
+    /// Strides are those of the latent, which has fewer positions than all scales together have tokens.
     fn compression(&self) -> Compression {
-        let bits = (self.config.quantizer.vocab_size as f64).log2();
-        let tokens = self.pyramid().tokens() as f64 / self.pyramid().last().tokens() as f64;
         let factor = self.config.factor();
-        Compression { time: 1, height: factor, width: factor, bits_per_token: bits * tokens }
+        let bits_per_token = (self.config.quantizer.vocab_size as f64).log2();
+        Compression { time: 1, height: factor, width: factor, bits_per_token }
     }
 
     /// All scales' tokens in a row.
     fn grid_shape(&self, shape: VideoShape) -> Result<GridShape> {
         let latent = self.compression().grid_shape(shape)?;
         if latent.frames != 1 {
-            return Err(Error::unsupported(
-                "Vqvae",
-                format!("encode {} frames", shape.frames),
-                "it is a tokenizer of images: use SpaceTimeVqvae for videos",
-            ));
+            return Err(one_frame(format!("encode {} frames", shape.frames)));
         }
         if latent != self.pyramid().last() {
             let expected = format!("a list that ends at the latent's side {}", latent.height);
@@ -208,11 +213,53 @@ impl VideoTokenizer for Vqvae {
         Ok(GridShape { frames: 1, height: 1, width: self.pyramid().tokens() })
     }
 
+    /// Of one frame: a second is refused.
     fn stream_encoder(&self) -> Result<Box<dyn StreamEncoder + '_>> {
-        Err(Error::unsupported("Vqvae", "stream", "it is a tokenizer of single images"))
+        Ok(Box::new(OneImage { tokenizer: self, given: false }))
     }
 
+    /// Of one frame: a second is refused.
     fn stream_decoder(&self) -> Result<Box<dyn StreamDecoder + '_>> {
-        Err(Error::unsupported("Vqvae", "stream", "it is a tokenizer of single images"))
+        Ok(Box::new(OneImage { tokenizer: self, given: false }))
     }
+}
+
+/// A stream that ends with its first frame.
+struct OneImage<'a> {
+    tokenizer: &'a Vqvae,
+    given: bool,
+}
+
+impl OneImage<'_> {
+    /// Takes so many frames at a time.
+    fn take(&mut self, frames: i64) -> Result<()> {
+        if self.given || frames != 1 {
+            return Err(one_frame(format!("stream {} frames", frames + i64::from(self.given))));
+        }
+        self.given = true;
+        Ok(())
+    }
+}
+
+impl StreamEncoder for OneImage<'_> {
+    fn push(&mut self, frames: &Tensor) -> Result<Option<TokenGrid>> {
+        self.take(VideoShape::of(frames)?.frames)?;
+        self.tokenizer.encode(frames).map(Some)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl StreamDecoder for OneImage<'_> {
+    fn push(&mut self, tokens: &TokenGrid) -> Result<Tensor> {
+        self.take(tokens.shape().frames)?;
+        self.tokenizer.decode(tokens)
+    }
+}
+
+/// Refuses more than one frame.
+fn one_frame(what: String) -> Error {
+    Error::unsupported("Vqvae", what, "it is a tokenizer of images: use SpaceTimeVqvae for videos")
 }

@@ -19,12 +19,13 @@ pub fn encode(args: &EncodeArgs) -> Result<()> {
     let compression = loaded.tokenizer.compression();
     let vocabulary_size = loaded.vocabulary_size()?;
     let mut input = Input::open(&args.input, &args.read, compression, loaded.device)?;
+    let grid = loaded.tokenizer.picture_grid(input.padded_height, input.padded_width)?;
     let target = args.output.clone().unwrap_or_else(|| args.input.with_extension("vtok"));
     let header = Header {
         vocabulary_size,
         bits: bits_for(vocabulary_size),
-        grid_height: input.padded_height / compression.height,
-        grid_width: input.padded_width / compression.width,
+        grid_height: grid.height,
+        grid_width: grid.width,
         compression,
         height: input.height,
         width: input.width,

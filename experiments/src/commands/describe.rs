@@ -58,7 +58,11 @@ pub fn describe(args: &DescribeArgs) -> Result<()> {
         "bits/pixel    {:.4}; 24-bit RGB : tokens = {:.1} : 1",
         figures.bits_per_pixel, figures.ratio_to_rgb24
     );
-    let per_second = (grid.height * grid.width) as f64 * 24.0 / compression.time as f64;
+    let latents = match tokenizer.pyramid_quantizer() {
+        Some(_) => compression.grid_shape(shape)?.frames,
+        None => grid.frames,
+    };
+    let per_second = grid.tokens() as f64 / latents as f64 * 24.0 / compression.time as f64;
     println!(
         "tokens/s      {per_second:.0} of video at {}×{} and 24 frames a second",
         shape.height, shape.width
@@ -77,15 +81,16 @@ fn find(what: &Path) -> Result<(TokenizerConfig, Option<VideoShape>)> {
     Ok((tokenizer::read_config(what)?, None))
 }
 
-/// One stride in time and 16 positions a side.
+/// One stride in time and 16 positions a side; of pyramids, what one of each kind codes.
 fn smallest_clip(tokenizer: &Tokenizer) -> VideoShape {
     let compression = tokenizer.compression();
+    let [latents, height, width] = tokenizer.pyramid_size().unwrap_or([2, 16, 16]);
     VideoShape {
         batch: 1,
         channels: 3,
-        frames: tokenizer.frames(2),
-        height: 16 * compression.height,
-        width: 16 * compression.width,
+        frames: tokenizer.frames(latents),
+        height: height * compression.height,
+        width: width * compression.width,
     }
 }
 

@@ -19,6 +19,7 @@ pub fn reconstruct(args: &ReconstructArgs) -> Result<()> {
     let compression = loaded.tokenizer.compression();
     let vocabulary_size = loaded.vocabulary_size()?;
     let mut input = Input::open(&args.input, &args.read, compression, loaded.device)?;
+    loaded.tokenizer.picture_grid(input.padded_height, input.padded_width)?;
     let stem = args.input.file_stem().unwrap_or_default().to_string_lossy();
     let extension = if input.is_image { "png" } else { "mp4" };
     let target = args.output.clone().unwrap_or_else(|| format!("{stem}.reconstruction.{extension}").into());
@@ -64,7 +65,8 @@ pub fn reconstruct(args: &ReconstructArgs) -> Result<()> {
         height: input.padded_height,
         width: input.padded_width,
     };
-    let figures = metrics::compression::figures(&compression, shape)?;
+    let grid = loaded.tokenizer.grid_shape(shape)?;
+    let figures = metrics::compression::figures_of_grid(&compression, shape, grid);
     let summary = json!({
         "input": args.input.display().to_string(),
         "frames": input.frames, "height": height, "width": width,

@@ -10,6 +10,7 @@ use video_data::{DecodeOptions, Fit, Size, is_image, read_image, read_video};
 
 use crate::cli::SampleArgs;
 use crate::generator::LoadedGenerator;
+use crate::media::Output;
 use crate::tokenizer::{LoadedTokenizer, device};
 
 /// Draws tokens, decodes them, and writes the clips beside each other.
@@ -17,18 +18,13 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     let checkpoint = &args.checkpoint;
     let loaded = LoadedTokenizer::open(&checkpoint.checkpoint, device(&checkpoint.device)?)?;
     let LoadedGenerator { generator, config } = LoadedGenerator::open(&checkpoint.checkpoint, &loaded)?;
-    let extension = args.output.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-    ensure!(
-        ["gif", "mp4"].contains(&extension.as_str()),
-        "{}: expected a name that ends in .gif or .mp4",
-        args.output.display()
-    );
+    let (latent, compression) = (config.latent()?, loaded.tokenizer.compression());
+    let frames = compression.frames(latent.frames);
+    let (height, width) = (latent.height * compression.height, args.count * latent.width * compression.width);
+    let mut output = Output::create(&args.output, frames, height, width, args.frame_rate)?;
     let class = args.class.map(|class| Tensor::full([args.count], class, (tch::Kind::Int64, loaded.device)));
-    let condition = Condition {
-        first_frames: first_frames(args, &loaded, &config.grid())?,
-        class,
-        ..Condition::default()
-    };
+    let condition =
+        Condition { first_frames: first_frames(args, &loaded, &latent)?, class, ..Condition::default() };
     let options = SampleOptions {
         batch: args.count,
         seed: args.seed,
@@ -39,12 +35,8 @@ pub fn sample(args: &SampleArgs) -> Result<()> {
     let sampled = generator.sample_in_steps(&condition, &options)?;
     let seconds = started.elapsed().as_secs_f64();
     let video = loaded.tokenizer.decode(&sampled.tokens)?.to_device(Device::Cpu);
-    let clips: Vec<Tensor> = (0..args.count).map(|index| video.get(index)).collect();
-    let row = Tensor::cat(&clips, 3);
-    match extension.as_str() {
-        "gif" => video_data::write_gif(&args.output, &row, args.frame_rate)?,
-        _ => video_data::write_mp4(&args.output, &row, args.frame_rate)?,
-    }
+    output.push(&Tensor::cat(&video.split(1, 0), 4))?;
+    output.finish()?;
     println!(
         "{}: {} clips of {} frames, {} steps, {seconds:.2} s",
         args.output.display(),

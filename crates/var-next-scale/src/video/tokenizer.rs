@@ -11,11 +11,14 @@ use video_core::{
 
 use super::scales::SpaceTimePyramid;
 use crate::quantizer::{MultiScaleVq, MultiScaleVqConfig};
+use crate::scales::Pyramid;
 
 /// Configuration of [`SpaceTimeVqvae`]. The network is MAGVIT-v2's, whose words it uses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SpaceTimeVqvaeConfig {
+    /// Haar wavelets of so many pixels and frames a side come before the network; 1 for none.
+    pub patch_size: i64,
     /// Width of the network.
     pub filters: i64,
     /// One factor a level, from the finest to the coarsest.
@@ -37,6 +40,7 @@ impl Default for SpaceTimeVqvaeConfig {
     fn default() -> Self {
         let network = Magvit2Config::paper_128();
         Self {
+            patch_size: network.patch_size,
             filters: network.filters,
             channel_multipliers: network.channel_multipliers,
             num_res_blocks: network.num_res_blocks,
@@ -75,6 +79,7 @@ impl SpaceTimeVqvaeConfig {
     /// The network around a quantizer that takes any width.
     fn network(&self) -> Magvit2Config {
         Magvit2Config {
+            patch_size: self.patch_size,
             filters: self.filters,
             channel_multipliers: self.channel_multipliers.clone(),
             num_res_blocks: self.num_res_blocks,
@@ -92,8 +97,12 @@ impl SpaceTimeVqvaeConfig {
 pub struct SpaceTimeOutput {
     /// `[B, 3, T, H, W]`, not clamped.
     pub reconstruction: Tensor,
+    /// The sums of all scales `[B, z, T', h, w]`, with the gradient of the features.
+    pub f_hat: Tensor,
     /// The quantizer's loss, the mean over latent frames, 0-d.
     pub vq_loss: Tensor,
+    /// Ids of each scale of the first latent frame, then of all chunks, int64 `[.., n]`.
+    pub ids: Vec<Tensor>,
 }
 
 /// A causal tokenizer of videos whose tokens are pyramids. An image is a video of one frame; the first tokens of a video are
@@ -121,7 +130,12 @@ impl SpaceTimeVqvae {
         let [time, height, width] = network.factors();
         Ok(Self {
             pyramid: config.pyramid()?,
-            latent: Compression { time, height, width, bits_per_token: 0.0 },
+            latent: Compression {
+                time,
+                height,
+                width,
+                bits_per_token: (config.quantizer.vocab_size as f64).log2(),
+            },
             encoder: Encoder::new(&(path / "encoder"), &network)?,
             decoder: Decoder::new(&(path / "decoder"), &network)?,
             quantizer: MultiScaleVq::new(&(path / "quantize"), &config.quantizer)?,
@@ -158,16 +172,17 @@ impl SpaceTimeVqvae {
         let features = self.encoder.forward(video)?;
         let (first, rest) = self.parts(&features);
         let image = self.quantizer.train(&first, &self.pyramid.image, record_hits)?;
-        let (f_hat, vq_loss) = match rest {
-            None => (image.f_hat, image.vq_loss),
+        let (f_hat, vq_loss, ids) = match rest {
+            None => (image.f_hat, image.vq_loss, image.ids),
             Some(rest) => {
                 let chunks = self.quantizer.train(&rest, &self.pyramid.chunk, false)?;
                 let frames = features.size()[2] as f64;
                 let loss = (image.vq_loss + chunks.vq_loss * (frames - 1.0)) / frames;
-                (Tensor::cat(&[image.f_hat, self.joined(&chunks.f_hat, video.size()[0])], 2), loss)
+                let f_hat = Tensor::cat(&[image.f_hat, self.joined(&chunks.f_hat, video.size()[0])], 2);
+                (f_hat, loss, image.ids.into_iter().chain(chunks.ids).collect())
             }
         };
-        Ok(SpaceTimeOutput { reconstruction: self.decoder.forward(&f_hat)?, vq_loss })
+        Ok(SpaceTimeOutput { reconstruction: self.decoder.forward(&f_hat)?, f_hat, vq_loss, ids })
     }
 
     /// Ids `[B, L]` of features `[B, z, T', h, w]`.
@@ -180,13 +195,13 @@ impl SpaceTimeVqvae {
         Ok(Tensor::cat(&[&first, &rest.view([first.size()[0], -1])], 1))
     }
 
-    /// Sums of all scales `[B, z, T', h, w]` of ids `[B, L]`.
-    fn f_hat(&self, ids: &Tensor) -> Result<Tensor> {
+    /// Sums of the first scales `[B, z, T', h, w]` of ids `[B, L]`, at most `scales` of each pyramid.
+    fn f_hat(&self, ids: &Tensor, scales: usize) -> Result<Tensor> {
         let SpaceTimePyramid { image, chunk } = &self.pyramid;
-        let sum = |ids: &Tensor, pyramid| -> Result<Tensor> {
-            let maps = self.quantizer.embed(&crate::scales::Pyramid::split(pyramid, ids)?, pyramid)?;
-            let sums = self.quantizer.f_hats(&maps, pyramid)?;
-            Ok(sums[sums.len() - 1].shallow_clone())
+        let sum = |ids: &Tensor, pyramid: &Pyramid| -> Result<Tensor> {
+            let maps = self.quantizer.embed(&pyramid.split(ids)?, pyramid)?;
+            let mut sums = self.quantizer.f_hats(&maps, pyramid)?;
+            Ok(sums.swap_remove(scales.min(sums.len()) - 1))
         };
         let batch = ids.size()[0];
         let first = sum(&ids.narrow(1, 0, image.tokens()), image)?;
@@ -196,6 +211,24 @@ impl SpaceTimeVqvae {
         }
         let rest = sum(&rest.reshape([-1, chunk.tokens()]), chunk)?;
         Ok(Tensor::cat(&[first, self.joined(&rest, batch)], 2))
+    }
+
+    /// The video `[B, 3, T, H, W]` in [-1, 1] of a grid of tokens, of at most the first `scales` of each pyramid.
+    fn decode_scales(&self, tokens: &TokenGrid, scales: usize) -> Result<Tensor> {
+        tokens.check_vocabulary(self.config.quantizer.vocab_size)?;
+        let ids = tokens.ids().flatten(1, -1);
+        self.pyramid.chunks_of_tokens(ids.size()[1])?;
+        no_grad(|| Ok(self.decoder.forward(&self.f_hat(&ids, scales)?)?.clamp(-1.0, 1.0)))
+    }
+
+    /// The videos `[B, 3, T, H, W]` in [-1, 1] that the first scale of each pyramid gives, the first two, and so on: from
+    /// coarse to fine. A pyramid of fewer scales than the other is finished earlier.
+    ///
+    /// # Errors
+    /// As [`VideoTokenizer::decode`].
+    pub fn videos_by_scale(&self, tokens: &TokenGrid) -> Result<Vec<Tensor>> {
+        let SpaceTimePyramid { image, chunk } = &self.pyramid;
+        (1..=image.len().max(chunk.len())).map(|scales| self.decode_scales(tokens, scales)).collect()
     }
 
     /// The first latent frame, and the chunks behind it side by side in the batch, `[B·n, z, c, h, w]`.
@@ -223,22 +256,16 @@ impl VideoTokenizer for SpaceTimeVqvae {
     }
 
     fn decode(&self, tokens: &TokenGrid) -> Result<Tensor> {
-        tokens.check_vocabulary(self.config.quantizer.vocab_size)?;
-        let ids = tokens.ids().flatten(1, -1);
-        self.pyramid.chunks_of_tokens(ids.size()[1])?;
-        no_grad(|| Ok(self.decoder.forward(&self.f_hat(&ids)?)?.clamp(-1.0, 1.0)))
+        self.decode_scales(tokens, usize::MAX)
     }
 
     fn vocabulary_size(&self) -> Option<i64> {
         Some(self.config.quantizer.vocab_size)
     }
 
-    /// Bits are those of all scales of a chunk, spread over its latent positions.
+    /// Strides are those of the latent, which has fewer positions than all scales together have tokens.
     fn compression(&self) -> Compression {
-        let bits = (self.config.quantizer.vocab_size as f64).log2();
-        let chunk = &self.pyramid.chunk;
-        let tokens = chunk.tokens() as f64 / chunk.last().tokens() as f64;
-        Compression { bits_per_token: bits * tokens, ..self.latent }
+        self.latent
     }
 
     /// All scales' tokens in a row.

@@ -83,10 +83,18 @@ fn an_image_goes_through_the_contract_of_video_tokenizers() {
     let steps = tokenizer.images_by_scale(&encoded.ids, false).unwrap();
     assert_eq!(steps.len(), 3);
     assert!(distance(&tokenizer.decode(&tokens).unwrap().squeeze_dim(2), &steps[2]) < 1e-5);
+    assert_eq!(tokenizer.videos_by_scale(&tokens).unwrap()[1], steps[1].unsqueeze(2));
     let own = tokenizer.images_by_scale(&encoded.ids, true).unwrap();
     assert_eq!(own.iter().map(|image| image.size()[3]).collect::<Vec<_>>(), [2, 4, 8]);
-    let bits = tokenizer.compression().bits_per_token;
-    assert!((bits - 5.0 * 21.0 / 16.0).abs() < 1e-12);
+    // A stream has one frame.
+    let (mut encoder, mut decoder) =
+        (tokenizer.stream_encoder().unwrap(), tokenizer.stream_decoder().unwrap());
+    assert_eq!(encoder.push(&images.unsqueeze(2)).unwrap().unwrap().ids(), tokens.ids());
+    assert!(message(encoder.push(&images.unsqueeze(2)).unwrap_err()).contains("stream 2 frames"));
+    encoder.finish().unwrap();
+    assert_eq!(decoder.push(&tokens).unwrap(), tokenizer.decode(&tokens).unwrap());
+    assert!(decoder.push(&tokens).is_err());
+    assert_eq!(tokenizer.compression().bits_per_token, 5.0);
 }
 
 #[test]

@@ -17,6 +17,7 @@ const CHUNK_SCALES: [[i64; 3]; 3] = [[1, 1, 1], [2, 2, 2], [2, 4, 4]];
 
 fn tokenizer_config() -> SpaceTimeVqvaeConfig {
     SpaceTimeVqvaeConfig {
+        patch_size: 1,
         filters: 8,
         channel_multipliers: vec![1, 2],
         num_res_blocks: 1,
@@ -94,10 +95,31 @@ fn the_tokenizer_trains_on_images_and_videos() {
         let video = rand(&[1, 3, frames, 8, 8]);
         let output = tokenizer.forward(&video, true).unwrap();
         assert_eq!(output.reconstruction.size(), video.size());
+        assert_eq!(output.ids.len(), if frames == 1 { 3 } else { 6 });
         (output.vq_loss + (output.reconstruction - video).square().mean(Kind::Float)).backward();
     }
     let weight = &variables.variables()["encoder.conv_out.weight"];
     assert!(weight.grad().abs().sum(Kind::Float).double_value(&[]) > 0.0);
+}
+
+#[test]
+fn videos_are_decoded_from_coarse_to_fine() {
+    let _alone = alone();
+    let config = SpaceTimeVqvaeConfig {
+        patch_size: 2,
+        channel_multipliers: vec![1],
+        temporal_downsample: Vec::new(),
+        chunk_scales: vec![[1, 2, 2], [2, 4, 4]],
+        ..tokenizer_config()
+    };
+    let variables = nn::VarStore::new(Device::Cpu);
+    let tokenizer = SpaceTimeVqvae::new(&variables.root(), &config).unwrap();
+    let tokens = tokenizer.encode(&rand(&[1, 3, 5, 8, 8])).unwrap();
+    assert_eq!(tokens.ids().size(), [1, 1, 1, 21 + 36]);
+    let stages = tokenizer.videos_by_scale(&tokens).unwrap();
+    assert_eq!(stages.len(), 3, "as many as the longer pyramid has");
+    assert_eq!(stages[2], tokenizer.decode(&tokens).unwrap());
+    assert!(distance(&stages[0], &stages[1]) > 0.0 && distance(&stages[1], &stages[2]) > 0.0);
 }
 
 #[test]
