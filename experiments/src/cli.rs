@@ -155,9 +155,27 @@ pub struct SampleArgs {
     /// Continue this video
     #[arg(long, value_name = "VIDEO")]
     pub first_frames: Option<PathBuf>,
-    /// How many of its frames are given
+    /// Fill in the frames between the first ones and the end of this video or image
+    #[arg(long, value_name = "VIDEO", requires = "first_frames")]
+    pub last_frames: Option<PathBuf>,
+    /// How many frames --first-frames gives; --last-frames gives as many latent frames
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub frames: u64,
+    /// Make a part of this video anew: all but what --keep says, or what --renew says
+    #[arg(long, value_name = "VIDEO", conflicts_with = "first_frames", requires = "rectangle")]
+    pub edit: Option<PathBuf>,
+    /// Outpainting: what is kept of the edited video, in pixels of the clip
+    #[arg(long, value_name = "X,Y,WIDTH,HEIGHT", group = "rectangle", requires = "edit")]
+    pub keep: Option<String>,
+    /// Inpainting: what is made anew of the edited video, in pixels of the clip
+    #[arg(long, value_name = "X,Y,WIDTH,HEIGHT", group = "rectangle", requires = "edit")]
+    pub renew: Option<String>,
+    /// What the clip shall show, for a generator that was trained with texts
+    #[arg(long)]
+    pub text: Option<String>,
+    /// The folder of the text encoder, if it is no longer where it was in training
+    #[arg(long, value_name = "FOLDER", requires = "text")]
+    pub text_encoder: Option<PathBuf>,
     /// The class to generate
     #[arg(long)]
     pub class: Option<i64>,

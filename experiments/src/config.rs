@@ -11,6 +11,7 @@ use video_core::sampling::Filter;
 use video_data::{DataConfig, Split};
 
 use crate::generator::GeneratorConfig;
+use crate::text::TextConfig;
 use crate::tokenizer::TokenizerConfig;
 use crate::toml_file;
 
@@ -60,6 +61,9 @@ pub struct GeneratorRun {
     pub batch_size: usize,
     /// The generator.
     pub model: GeneratorConfig,
+    /// The encoder of the clips' captions, for a generator that text conditions. Without it, such a one is trained without text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextConfig>,
     /// Steps, optimizer, schedule, checkpoints.
     pub train: TrainConfig,
     /// How it is judged.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use metrics::psnr::psnr;
 use metrics::ssim::ssim;
 use metrics::usage::CodebookUsage;
@@ -102,9 +102,7 @@ impl Objective for GeneratorObjective {
 
     fn loss(&mut self, _part: usize, batch: &TokenBatch, step: u64) -> video_core::Result<StepLoss> {
         let device = self.variables.device();
-        let served = self.generator.serves().contains(&ConditionKind::Class);
-        let class = batch.classes.as_ref().filter(|_| served).map(|classes| classes.to_device(device));
-        let condition = Condition { class, ..Condition::default() };
+        let condition = self.generator.condition(batch, device);
         let seed = seeds::derive(self.seed, seeds::Stream::Step, step);
         Ok(StepLoss::new(self.generator.loss(&batch.tokens.to_device(device), &condition, seed)?))
     }
@@ -123,6 +121,7 @@ pub fn check(config: &RunConfig, generator: &GeneratorRun) -> Result<()> {
     let shape = VideoShape { height, width, ..config.clip_shape() };
     generator.model.check_tokenizer(vocabulary, tokenizer.grid_shape(shape)?)?;
     generator.model.build(&variables.root(), &tokenizer)?;
+    check_conditions(config, generator)?;
     ensure!(generator.clips > 0, "generator.clips = 0: expected at least 1");
     ensure!(generator.batch_size > 0, "generator.batch_size = 0: expected at least 1");
     ensure!(generator.evaluation.clips > 0, "generator.evaluation.clips = 0: expected at least 1");
@@ -137,6 +136,38 @@ pub fn check(config: &RunConfig, generator: &GeneratorRun) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a class or a text as condition where the clips have none.
+fn check_conditions(config: &RunConfig, generator: &GeneratorRun) -> Result<()> {
+    if let Some(text) = &generator.text {
+        generator.model.check_text(text)?;
+    }
+    let classes = generator.model.num_classes();
+    if classes == 0 && generator.text.is_none() {
+        return Ok(());
+    }
+    let source = &config.data.source;
+    // A few tell what all are like; the token cache sees the rest.
+    for clip in held_out_clips(config, 16)? {
+        if classes > 0 {
+            let class = clip.class.with_context(|| {
+                format!(
+                    "generator.model.num_classes = {classes}, but {:?} of {source:?} has no class",
+                    clip.name
+                )
+            })?;
+            ensure!(
+                (0..classes).contains(&class),
+                "generator.model.num_classes = {classes}, but {:?} of {source:?} has class {class}: expected more than {class}",
+                clip.name
+            );
+        }
+        if generator.text.is_some() && clip.caption.is_none() {
+            bail!("generator.text is given, but {:?} of {source:?} has no caption", clip.name);
+        }
+    }
+    Ok(())
+}
+
 /// Trains a run's generator; gives the number of steps behind the weights.
 ///
 /// # Errors
@@ -144,12 +175,15 @@ pub fn check(config: &RunConfig, generator: &GeneratorRun) -> Result<()> {
 pub fn train(config: &RunConfig, generator: &GeneratorRun, run: &Path) -> Result<u64> {
     let loaded = LoadedTokenizer::open(run, crate::tokenizer::device(&config.device)?)?;
     let folder = run.join(GENERATOR_FOLDER);
-    let description = serde_json::json!({
+    let mut description = serde_json::json!({
         "tokenizer": loaded.fingerprint,
         "generator": serde_json::to_value(&generator.model)?,
         "clips": generator.clips,
         "batch_size": generator.batch_size,
     });
+    if let Some(text) = &generator.text {
+        description["text"] = text.fingerprint()?.into();
+    }
     if run.join(GENERATOR_FILE).exists()
         && let Some(latest) = Checkpoint::latest(&folder)?
     {
@@ -163,7 +197,14 @@ pub fn train(config: &RunConfig, generator: &GeneratorRun, run: &Path) -> Result
     let variables = nn::VarStore::new(loaded.device);
     let built = generator.model.build(&variables.root(), &loaded.tokenizer)?;
     let cache = TokenCache::open_or_make(config, generator, &loaded, run)?;
-    let held_out = tokens_of(&held_out_clips(config, generator.evaluation.clips)?, &loaded)?;
+    let (classes, most) = (generator.model.num_classes(), cache.largest_class());
+    ensure!(
+        classes == 0 || most.is_some_and(|most| most < classes),
+        "generator.model.num_classes = {classes}, but the training clips have {}",
+        most.map_or("no classes".into(), |most| format!("class {most}: expected more than {most}"))
+    );
+    let clips = held_out_clips(config, generator.evaluation.clips)?;
+    let held_out = TokenBatch::of_clips(&clips, generator, &loaded)?;
     let plain = generator.model.plain();
     let mut objective = GeneratorObjective { generator: built, variables, seed: config.seed };
     let mut batches =
@@ -179,7 +220,13 @@ pub fn train(config: &RunConfig, generator: &GeneratorRun, run: &Path) -> Result
     crate::pipeline::leave_if_interrupted(&outcome, generator.train.steps);
     eprintln!("trained the generator for {} steps in {:.0} s", outcome.step, outcome.seconds);
     let weights = Checkpoint::load(&outcome.checkpoint)?.weights("generator", true)?;
-    save(&run.join(GENERATOR_FILE), &generator.model, &loaded.fingerprint, &weights)?;
+    save(
+        &run.join(GENERATOR_FILE),
+        &generator.model,
+        &loaded.fingerprint,
+        generator.text.as_ref(),
+        &weights,
+    )?;
     Ok(outcome.step)
 }
 
@@ -188,33 +235,25 @@ fn plain_bits(
     plain: &GeneratorConfig,
     trained: &nn::VarStore,
     tokenizer: &Tokenizer,
-    tokens: &TokenGrid,
+    held_out: &TokenBatch,
 ) -> Result<f64> {
     let mut variables = nn::VarStore::new(trained.device());
     let generator = plain.build(&variables.root(), tokenizer)?;
     variables.copy(trained)?;
-    bits_per_token(&generator, tokens)
+    bits_per_token(&generator, held_out, trained.device())
 }
 
 /// Mean over a few draws of what the loss masks.
-fn bits_per_token(generator: &Generator, tokens: &TokenGrid) -> Result<f64> {
+fn bits_per_token(generator: &Generator, held_out: &TokenBatch, device: Device) -> Result<f64> {
     const DRAWS: u64 = 4;
     let mut sum = 0.0;
+    let tokens = held_out.tokens.to_device(device);
+    let condition = generator.condition(held_out, device);
     for seed in 0..DRAWS {
-        let loss = tch::no_grad(|| generator.loss(tokens, &Condition::default(), seed))?;
+        let loss = tch::no_grad(|| generator.loss(&tokens, &condition, seed))?;
         sum += f64::try_from(loss)?;
     }
     Ok(sum / DRAWS as f64 / std::f64::consts::LN_2)
-}
-
-/// Clips as one batch of tokens.
-fn tokens_of(clips: &[Clip], loaded: &LoadedTokenizer) -> Result<TokenGrid> {
-    let grids = clips
-        .iter()
-        .map(|clip| Ok(loaded.tokenizer.encode(&clip.to_float().unsqueeze(0).to_device(loaded.device))?))
-        .collect::<Result<Vec<_>>>()?;
-    let ids: Vec<Tensor> = grids.iter().map(|grid| grid.ids().shallow_clone()).collect();
-    Ok(TokenGrid::new(Tensor::cat(&ids, 0))?)
 }
 
 /// Judges a run's generator: `generation.json`, and samples and continuations in `samples/`.
@@ -226,7 +265,8 @@ pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: 
     let LoadedGenerator { generator: model, .. } = LoadedGenerator::open(run, &loaded)?;
     let settings = &generator.evaluation;
     let clips = held_out_clips(config, settings.clips)?;
-    let tokens = tokens_of(&clips, &loaded)?;
+    let held_out = TokenBatch::of_clips(&clips, generator, &loaded)?;
+    let tokens = &held_out.tokens;
     let samples = run.join("samples");
     std::fs::create_dir_all(&samples)
         .with_context(|| format!("cannot make the folder {}", samples.display()))?;
@@ -238,7 +278,7 @@ pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: 
         guidance: settings.guidance,
     };
     let started = Instant::now();
-    let sampled = model.sample_in_steps(&Condition::default(), &options)?;
+    let sampled = model.sample_in_steps(&model.condition(&held_out, loaded.device), &options)?;
     let seconds = started.elapsed().as_secs_f64();
     let video = loaded.tokenizer.decode(&sampled.tokens)?.to_device(Device::Cpu);
     let stages = loaded.tokenizer.coarse_to_fine(&sampled.tokens)?;
@@ -257,7 +297,7 @@ pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: 
     }
 
     let prediction = if model.serves().contains(&ConditionKind::FirstFrames) {
-        let predicted = predict(&model, &loaded, &clips, &tokens, generator, &options)?;
+        let predicted = predict(&model, &loaded, &clips, &held_out, generator, &options)?;
         for (index, clip) in clips.iter().enumerate().take(settings.samples) {
             let pair = [clip.to_float(), predicted.video.get(index as i64)];
             video_data::write_gif(
@@ -284,7 +324,7 @@ pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: 
         (tokens.ids().narrow(0, 0, half), tokens.ids().narrow(0, half, tokens.batch() - half));
     let generation = Generation {
         step,
-        bits_per_token: bits_per_token(&model, &tokens)?,
+        bits_per_token: bits_per_token(&model, &held_out, loaded.device)?,
         histogram_distance: distance(sampled.tokens.ids(), tokens.ids())?,
         histogram_floor: if half > 0 { distance(&first, &second)? } else { f64::NAN },
         sampling_steps: sampled.steps,
@@ -305,13 +345,15 @@ fn predict(
     model: &Generator,
     loaded: &LoadedTokenizer,
     clips: &[Clip],
-    tokens: &TokenGrid,
+    held_out: &TokenBatch,
     generator: &GeneratorRun,
     options: &SampleOptions,
 ) -> Result<Predicted> {
     let settings = &generator.evaluation;
+    let tokens = &held_out.tokens;
     let given_tokens = generator.model.first_frames(tokens, settings.given_frames)?;
-    let condition = Condition { first_frames: Some(given_tokens), ..Condition::default() };
+    let condition =
+        Condition { first_frames: Some(given_tokens), ..model.condition(held_out, loaded.device) };
     let options = SampleOptions { filter: settings.prediction_filter, ..options.clone() };
     let continued = model.sample(&condition, generator.model.grid()?, &options)?;
     let video = loaded.tokenizer.decode(&continued)?.to_device(Device::Cpu);

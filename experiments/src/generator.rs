@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use maskgit::mask::MASK;
+use maskgit::mask::{ConditionMode, MASK, RegionCondition};
+use maskgit::muse::{Muse, MuseGeneratorConfig, MuseLoss};
 use maskgit::{MaskGit, MaskGitConfig};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 use var_next_scale::video::{SpaceTimeVar, SpaceTimeVarConfig};
 use var_next_scale::{MultiScaleVq, VarConfig, VarGenerator};
-use video_core::{Condition, GridShape, SampleOptions, TokenGenerator, TokenGrid};
+use video_core::{Condition, ConditionKind, GridShape, SampleOptions, TokenGenerator, TokenGrid};
 
+use crate::text::TextConfig;
+use crate::token_cache::TokenBatch;
 use crate::tokenizer::{LoadedTokenizer, Tokenizer};
 
 /// Which generator, and its config: `kind = "maskgit"` and its fields.
@@ -24,6 +27,8 @@ pub enum GeneratorConfig {
     Var(VarConfig),
     /// Next-scale prediction of clips, over pyramids that grow in space and time.
     SpaceTimeVar(SpaceTimeVarConfig),
+    /// Muse's base model: masked tokens given text.
+    Muse(MuseGeneratorConfig),
 }
 
 impl GeneratorConfig {
@@ -46,6 +51,7 @@ impl GeneratorConfig {
             Self::SpaceTimeVar(config) => {
                 quantizer().and_then(|q| SpaceTimeVar::new(path, config, q)).map(Generator::SpaceTimeVar)
             }
+            Self::Muse(config) => Muse::new(path, config).map(Generator::Muse),
         };
         Ok(generator.map_err(|error| error.within("generator.model"))?)
     }
@@ -65,6 +71,19 @@ impl GeneratorConfig {
                 transformer: plain_var(&config.transformer),
                 ..config.clone()
             }),
+            Self::Muse(config) => {
+                let no_mask_token_prob = match config.sampling.can_remask_prev_masked {
+                    true => config.loss.no_mask_token_prob,
+                    false => 0.0,
+                };
+                let loss = MuseLoss {
+                    cond_drop_prob: 0.0,
+                    critic_loss_weight: 0.0,
+                    no_mask_token_prob,
+                    ..config.loss
+                };
+                Self::Muse(MuseGeneratorConfig { loss, ..config.clone() })
+            }
         }
     }
 
@@ -76,6 +95,7 @@ impl GeneratorConfig {
         let row = |tokens| GridShape { frames: 1, height: 1, width: tokens };
         Ok(match self {
             Self::Maskgit(config) => config.grid,
+            Self::Muse(config) => config.grid,
             Self::Var(config) => row(config.pyramid()?.tokens()),
             Self::SpaceTimeVar(config) => row(config.pyramid()?.tokens(config.max_chunks)),
         })
@@ -88,6 +108,7 @@ impl GeneratorConfig {
     pub fn latent(&self) -> Result<GridShape> {
         Ok(match self {
             Self::Maskgit(config) => config.grid,
+            Self::Muse(config) => config.grid,
             Self::Var(config) => config.pyramid()?.last(),
             Self::SpaceTimeVar(config) => {
                 let pyramid = config.pyramid()?;
@@ -117,6 +138,33 @@ impl GeneratorConfig {
         }
     }
 
+    /// How many classes there are; 0 where classes are no condition.
+    pub fn num_classes(&self) -> i64 {
+        match self {
+            Self::Maskgit(config) => config.num_classes,
+            Self::Muse(_) => 0,
+            Self::Var(config) => config.num_classes,
+            Self::SpaceTimeVar(config) => config.transformer.num_classes,
+        }
+    }
+
+    /// Refuses a text encoder of another width, or one that the generator has no use for.
+    ///
+    /// # Errors
+    /// Both sides are named.
+    pub fn check_text(&self, text: &TextConfig) -> Result<()> {
+        let Self::Muse(config) = self else {
+            bail!("generator.text: this generator takes no text; kind = \"muse\" does");
+        };
+        let (ours, theirs) = (config.transformer.text_dim, text.dim()?);
+        ensure!(
+            ours == theirs,
+            "generator.model.transformer.text_dim = {ours}, but the text encoder at {} gives {theirs} numbers a token: make them equal",
+            text.encoder.display()
+        );
+        Ok(())
+    }
+
     /// Refuses a tokenizer of another vocabulary, or one that gives another grid for clips of this shape.
     ///
     /// # Errors
@@ -124,6 +172,7 @@ impl GeneratorConfig {
     pub fn check_tokenizer(&self, vocabulary_size: i64, grid: GridShape) -> Result<()> {
         let (field, codes) = match self {
             Self::Maskgit(config) => ("codebook_size", config.codebook_size),
+            Self::Muse(config) => ("transformer.num_tokens", config.transformer.num_tokens),
             Self::Var(config) => ("vocab_size", config.vocab_size),
             Self::SpaceTimeVar(config) => ("transformer.vocab_size", config.transformer.vocab_size),
         };
@@ -133,7 +182,7 @@ impl GeneratorConfig {
         );
         let (ours, GridShape { frames, height, width }) = (self.grid()?, grid);
         let write = match self {
-            Self::Maskgit(_) => {
+            Self::Maskgit(_) | Self::Muse(_) => {
                 format!("write grid = {{ frames = {frames}, height = {height}, width = {width} }}")
             }
             Self::Var(_) => "patch_nums must be the tokenizer's v_patch_nums".into(),
@@ -159,6 +208,7 @@ fn plain_var(config: &VarConfig) -> VarConfig {
 
 /// Any generator of the workspace.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // As with tokenizers.
 pub enum Generator {
     /// MaskGIT and MAGVIT.
     Maskgit(MaskGit),
@@ -166,6 +216,8 @@ pub enum Generator {
     Var(VarGenerator),
     /// VAR over space-time pyramids.
     SpaceTimeVar(SpaceTimeVar),
+    /// Muse.
+    Muse(Muse),
 }
 
 impl std::ops::Deref for Generator {
@@ -176,6 +228,7 @@ impl std::ops::Deref for Generator {
             Self::Maskgit(generator) => generator,
             Self::Var(generator) => generator,
             Self::SpaceTimeVar(generator) => generator,
+            Self::Muse(generator) => generator,
         }
     }
 }
@@ -190,6 +243,16 @@ pub struct Sampled {
     pub decided: Tensor,
 }
 
+impl Sampled {
+    /// Of the ids and what the model read in each step: a token is decided after the last step that read a mask in its place.
+    fn of(ids: Tensor, inputs: &[Tensor], mask: i64) -> Result<Self> {
+        let decided = inputs.iter().enumerate().fold(ids.full_like(-1), |decided, (step, input)| {
+            decided.masked_fill(&input.eq(mask), step as i64)
+        });
+        Ok(Self { tokens: TokenGrid::new(ids)?, steps: inputs.len(), decided })
+    }
+}
+
 impl Generator {
     /// Draws tokens, and tells in which order they were decided.
     ///
@@ -199,12 +262,7 @@ impl Generator {
         match self {
             Self::Maskgit(generator) => {
                 let decoded = generator.sample_in_steps(condition, options)?;
-                let steps = decoded.inputs.len();
-                // A token is decided after the last step that read a mask in its place.
-                let decided = decoded.inputs.iter().fold(decoded.ids.full_like(-1), |decided, input| {
-                    decided + input.eq(MASK).to_kind(Kind::Int64)
-                });
-                Ok(Sampled { tokens: TokenGrid::new(decoded.ids)?, steps, decided })
+                Sampled::of(decoded.ids, &decoded.inputs, MASK)
             }
             Self::Var(generator) => {
                 let lengths = generator.model().pyramid().lengths();
@@ -214,6 +272,45 @@ impl Generator {
                 let lengths = generator.pyramid().lengths(generator.config().max_chunks);
                 self.sample_scales(&lengths, condition, options)
             }
+            Self::Muse(generator) => {
+                let decoded = generator.sample_above(None, condition, options)?;
+                let GridShape { frames, height, width } = generator.config().grid;
+                let grid = |ids: &Tensor| ids.view([-1, frames, height, width]);
+                let inputs: Vec<Tensor> = decoded.inputs.iter().map(grid).collect();
+                Sampled::of(grid(&decoded.ids), &inputs, generator.transformer().mask_id())
+            }
+        }
+    }
+
+    /// Draws what a region of given tokens leaves open: interpolation, in- and outpainting. Of the condition, class and text
+    /// count.
+    ///
+    /// # Errors
+    /// As [`TokenGenerator::sample`]; a generator that only continues.
+    pub fn sample_in_region(
+        &self,
+        region: &RegionCondition,
+        condition: &Condition,
+        options: &SampleOptions,
+    ) -> Result<Sampled> {
+        let Self::Maskgit(generator) = self else {
+            bail!("this generator fills in no region of a clip; kind = \"maskgit\" does");
+        };
+        condition.check_served("MaskGit", generator.serves())?;
+        let region = Some((ConditionMode::InputToInput, region));
+        let decoded = generator.sample_in_region(region, condition.class.as_ref(), options)?;
+        Sampled::of(decoded.ids, &decoded.inputs, MASK)
+    }
+
+    /// What a batch says of its clips, as far as the generator serves it.
+    pub fn condition(&self, batch: &TokenBatch, device: Device) -> Condition {
+        let served = |kind: ConditionKind| self.serves().contains(&kind);
+        let class = batch.classes.as_ref().filter(|_| served(ConditionKind::Class));
+        let text = batch.text.as_ref().filter(|_| served(ConditionKind::Text));
+        Condition {
+            class: class.map(|classes| classes.to_device(device)),
+            text: text.map(|(states, mask)| (states.to_device(device), mask.to_device(device))),
+            ..Condition::default()
         }
     }
 
@@ -246,6 +343,18 @@ struct Description {
     generator: GeneratorConfig,
     /// The fingerprint of the tokenizer on whose tokens it was trained.
     tokenizer: String,
+    /// Whose embeddings of captions it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    text: Option<TrainedText>,
+}
+
+/// The text encoder that a generator was trained with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TrainedText {
+    /// Where it was, and its limit.
+    pub config: TextConfig,
+    /// Of its files.
+    pub fingerprint: String,
 }
 
 /// Saves a generator's weights with its config, whole or not at all.
@@ -256,9 +365,14 @@ pub fn save(
     target: &Path,
     config: &GeneratorConfig,
     tokenizer: &str,
+    text: Option<&TextConfig>,
     weights: &BTreeMap<String, Tensor>,
 ) -> Result<()> {
-    let description = Description { generator: config.clone(), tokenizer: tokenizer.into() };
+    let text = match text {
+        Some(text) => Some(TrainedText { config: text.clone(), fingerprint: text.fingerprint()? }),
+        None => None,
+    };
+    let description = Description { generator: config.clone(), tokenizer: tokenizer.into(), text };
     Ok(training::save_weights(target, weights, &serde_json::to_string(&description)?)?)
 }
 
@@ -269,6 +383,8 @@ pub struct LoadedGenerator {
     pub generator: Generator,
     /// Its config.
     pub config: GeneratorConfig,
+    /// Its text encoder, if it was trained with texts.
+    pub text: Option<TrainedText>,
 }
 
 impl LoadedGenerator {
@@ -300,6 +416,6 @@ impl LoadedGenerator {
         let generator = config.build(&variables.root(), &tokenizer.tokenizer)?;
         training::copy_into(&variables, &weights.tensors, &path)?;
         variables.freeze();
-        Ok(Self { generator, config })
+        Ok(Self { generator, config, text: description.text })
     }
 }

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor, no_grad};
 use training::Batches;
 use video_core::{TokenGrid, seeds};
-use video_data::{Loader, LoaderConfig, Split};
+use video_data::{Clip, Loader, LoaderConfig, Split};
 
 use crate::config::{GeneratorRun, RunConfig};
+use crate::text::Captions;
 use crate::tokenizer::LoadedTokenizer;
 
 /// The file of a run.
@@ -26,6 +27,8 @@ pub struct TokenCache {
     ids: Tensor,
     /// int64 `[N]`, where every clip has a class.
     classes: Option<Tensor>,
+    /// Where the run names a text encoder.
+    captions: Option<Captions>,
 }
 
 impl TokenCache {
@@ -45,6 +48,7 @@ impl TokenCache {
             "data": serde_json::to_value(&config.data)?,
             "clips": generator.clips,
             "seed": config.seed,
+            "text": generator.text.as_ref().map(|text| Ok::<_, anyhow::Error>((text.fingerprint()?, text.max_tokens))).transpose()?,
         })
         .to_string();
         if path.exists()
@@ -52,14 +56,23 @@ impl TokenCache {
             && saved.config == made_of
             && let Some(ids) = saved.tensors.remove("ids")
         {
-            return Ok(Self { ids, classes: saved.tensors.remove("classes") });
+            let captions = Captions::from_tensors(&mut saved.tensors);
+            if captions.is_some() == generator.text.is_some() {
+                return Ok(Self { ids, classes: saved.tensors.remove("classes"), captions });
+            }
         }
         let cache = Self::make(config, generator, loaded)?;
         let mut tensors = BTreeMap::from([("ids".to_string(), cache.ids.shallow_clone())]);
         tensors
             .extend(cache.classes.as_ref().map(|classes| ("classes".to_string(), classes.shallow_clone())));
+        tensors.extend(cache.captions.iter().flat_map(Captions::to_tensors));
         training::save_weights(&path, &tensors, &made_of)?;
         Ok(cache)
+    }
+
+    /// The largest class of a clip, where every clip has one.
+    pub fn largest_class(&self) -> Option<i64> {
+        self.classes.as_ref().map(|classes| classes.max().int64_value(&[]))
     }
 
     fn make(config: &RunConfig, generator: &GeneratorRun, loaded: &LoadedTokenizer) -> Result<Self> {
@@ -75,7 +88,7 @@ impl TokenCache {
         let bar = ProgressBar::new(generator.clips as u64).with_style(ProgressStyle::with_template(
             "tokens of clips {bar:30} {pos}/{len} {per_sec}, {eta} left",
         )?);
-        let (mut ids, mut classes) = (Vec::new(), Vec::new());
+        let (mut ids, mut classes, mut captions) = (Vec::new(), Vec::new(), Vec::new());
         let mut clips = 0;
         while clips < generator.clips {
             let batch = loader.next()?;
@@ -84,22 +97,66 @@ impl TokenCache {
             bar.set_position(clips.min(generator.clips) as u64);
             ids.push(tokens.ids().to_device(tch::Device::Cpu).to_kind(Kind::Int));
             classes.extend(batch.classes);
+            if generator.text.is_some() {
+                let Some(texts) = batch.captions else {
+                    bail!("{}: clips without a caption", config.data.source)
+                };
+                captions.extend(texts);
+            }
         }
         bar.finish_and_clear();
         let count = generator.clips as i64;
         let classes = (classes.len() == ids.len()).then(|| Tensor::cat(&classes, 0).narrow(0, 0, count));
         let ids =
             Tensor::f_cat(&ids, 0).context("clips of several sizes have token grids of several sizes")?;
-        Ok(Self { ids: ids.narrow(0, 0, count), classes })
+        captions.truncate(generator.clips);
+        let captions = match &generator.text {
+            Some(text) => Some(Captions::embed(&captions, &text.open(loaded.device)?)?),
+            None => None,
+        };
+        Ok(Self { ids: ids.narrow(0, 0, count), classes, captions })
     }
 }
 
-/// Tokens for one training step.
+/// The tokens of some clips and what is known of these.
 pub struct TokenBatch {
-    /// The tokens of some clips.
+    /// The tokens.
     pub tokens: TokenGrid,
     /// int64 `[B]`.
     pub classes: Option<Tensor>,
+    /// The captions' embeddings `[B, L, D]` and their mask, bool `[B, L]`.
+    pub text: Option<(Tensor, Tensor)>,
+}
+
+impl TokenBatch {
+    /// Of clips as they are, in their order.
+    ///
+    /// # Errors
+    /// Clips of several sizes, or without a caption where the run has a text encoder.
+    pub fn of_clips(clips: &[Clip], generator: &GeneratorRun, loaded: &LoadedTokenizer) -> Result<Self> {
+        let ids = clips
+            .iter()
+            .map(|clip| {
+                let video = clip.to_float().unsqueeze(0).to_device(loaded.device);
+                Ok(loaded.tokenizer.encode(&video)?.ids().shallow_clone())
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let classes: Option<Vec<i64>> = clips.iter().map(|clip| clip.class).collect();
+        let text = match &generator.text {
+            None => None,
+            Some(text) => {
+                let captions: Option<Vec<String>> = clips.iter().map(|clip| clip.caption.clone()).collect();
+                let captions = captions.context("clips without a caption")?;
+                let all: Vec<i64> = (0..clips.len() as i64).collect();
+                Some(Captions::embed(&captions, &text.open(loaded.device)?)?.of(&all))
+            }
+        };
+        Ok(Self {
+            tokens: TokenGrid::new(Tensor::f_cat(&ids, 0).context("clips of several sizes")?)?,
+            classes: classes.map(|classes| Tensor::from_slice(&classes)),
+            text,
+        })
+    }
 }
 
 /// Random batches of a cache; the n-th depends on n and the seed only.
@@ -122,10 +179,12 @@ impl Batches for CachedTokens {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let count = self.cache.ids.size()[0];
         let rows: Vec<i64> = (0..self.batch_size).map(|_| rng.random_range(0..count)).collect();
+        let text = self.cache.captions.as_ref().map(|captions| captions.of(&rows));
         let rows = Tensor::from_slice(&rows);
         self.position += 1;
         let tokens = TokenGrid::new(self.cache.ids.index_select(0, &rows).to_kind(Kind::Int64))?;
-        Ok(TokenBatch { tokens, classes: self.cache.classes.as_ref().map(|all| all.index_select(0, &rows)) })
+        let classes = self.cache.classes.as_ref().map(|all| all.index_select(0, &rows));
+        Ok(TokenBatch { tokens, classes, text })
     }
 
     fn position(&self) -> u64 {

@@ -75,7 +75,7 @@ fn resuming_under_another_config_names_the_first_tensor_or_field_that_differs() 
 }
 
 /// The scalars of `metrics.jsonl`, without the times.
-fn scalars(run: &Path) -> Vec<String> {
+pub(crate) fn scalars(run: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     text.lines()
         .map(|line| {
