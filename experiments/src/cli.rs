@@ -34,11 +34,13 @@ pub enum Command {
     Decode(DecodeArgs),
     /// Generate clips, or continue one, with a run's generator
     Sample(SampleArgs),
+    /// Train a next-scale generator at several widths; fit how its loss falls with size and with computation
+    Scaling(ScalingArgs),
     /// Evaluate a trained tokenizer on held-out clips
     Eval(EvalArgs),
     /// Run golden cases: do our numbers equal those of the reference implementations?
     Verify(VerifyArgs),
-    /// Turn a published checkpoint into a Vireo tokenizer
+    /// Turn a published checkpoint into a Vireo tokenizer or generator
     Import(ImportArgs),
     /// Show a tokenizer's layers, parameters, compression and tokens per second of video
     Describe(DescribeArgs),
@@ -205,6 +207,17 @@ pub struct SampleArgs {
     pub frame_rate: f64,
 }
 
+/// Arguments of `scaling`.
+#[derive(Debug, Args)]
+pub struct ScalingArgs {
+    /// The run whose generator is trained at each width; its tokenizer is trained once.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// The widths
+    #[arg(long, value_delimiter = ',', value_name = "C,C,...", required = true)]
+    pub widths: Vec<i64>,
+}
+
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
@@ -238,9 +251,12 @@ pub struct ImportArgs {
     pub system: String,
     /// .safetensors, or a PyTorch zip checkpoint (read without running any code in it)
     pub input: PathBuf,
-    /// The tokenizer's .safetensors to write
+    /// The .safetensors to write
     #[arg(long, short)]
     pub output: PathBuf,
+    /// Of a generator: the imported tokenizer on whose tokens it was trained
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
 }
 
 /// Arguments of `describe`.

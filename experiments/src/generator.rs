@@ -87,6 +87,40 @@ impl GeneratorConfig {
         }
     }
 
+    /// The same generator at another width, of heads as wide as before.
+    ///
+    /// # Errors
+    /// A width that is no multiple of a head's; a generator of another kind than next-scale prediction.
+    pub fn with_width(&self, width: i64) -> Result<Self> {
+        let widened = |config: &VarConfig| {
+            let head = config.embed_dim / config.num_heads.max(1);
+            ensure!(
+                width > 0 && head > 0 && width % head == 0,
+                "width {width}: expected a multiple of {head}, the width of a head (embed_dim / num_heads)"
+            );
+            Ok(VarConfig { embed_dim: width, num_heads: width / head, ..config.clone() })
+        };
+        match self {
+            Self::Var(config) => Ok(Self::Var(widened(config)?)),
+            Self::SpaceTimeVar(config) => Ok(Self::SpaceTimeVar(SpaceTimeVarConfig {
+                transformer: widened(&config.transformer)?,
+                ..config.clone()
+            })),
+            _ => bail!(
+                "generator.model.kind: expected \"var\" or \"space_time_var\", whose scaling is studied here"
+            ),
+        }
+    }
+
+    /// The transformer of next-scale prediction.
+    pub fn next_scale_transformer(&self) -> Option<&VarConfig> {
+        match self {
+            Self::Var(config) => Some(config),
+            Self::SpaceTimeVar(config) => Some(&config.transformer),
+            _ => None,
+        }
+    }
+
     /// The grid of a clip's tokens; of pyramids all scales in a row.
     ///
     /// # Errors

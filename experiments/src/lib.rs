@@ -16,6 +16,7 @@ pub mod pipeline;
 pub mod plots;
 pub mod pretrained;
 pub mod report;
+pub mod scaling;
 pub mod text;
 pub mod token_cache;
 pub mod token_file;

@@ -89,6 +89,86 @@ pub fn lines(title: &str, [x_label, y_label]: [&str; 2], series: &[Series]) -> R
     Ok(Some(svg))
 }
 
+/// Points beside a law of them, both axes logarithmic. Points of one series are joined.
+///
+/// # Errors
+/// No point, one that is not above 0; the drawing library's.
+pub fn power_law(
+    title: &str,
+    [x_label, y_label]: [&str; 2],
+    measured: &[Series],
+    law: impl Fn(f64) -> f64,
+) -> Result<String> {
+    let points = || measured.iter().flat_map(|series| series.points.iter().copied());
+    let range = |of: fn((f64, f64)) -> f64| {
+        let (low, high) = points().map(of).fold((f64::INFINITY, 0.0f64), |(l, h), v| (l.min(v), h.max(v)));
+        (low, high)
+    };
+    let ((first, last), (low, high)) = (range(|p| p.0), range(|p| p.1));
+    if !(first > 0.0 && low > 0.0 && last.is_finite() && high.is_finite()) {
+        return Err(anyhow!("cannot draw the plot {title}: it has no points, or some that are not above 0"));
+    }
+    // A margin of a twentieth of each axis.
+    let wide = |low: f64, high: f64| {
+        let margin = (high / low).powf(0.05).max(1.02);
+        low / margin..high * margin
+    };
+    let (xs, ys) = (wide(first, last), wide(low, high));
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (620, 380)).into_drawing_area();
+        let draw = |e: &dyn std::fmt::Display| anyhow!("cannot draw the plot {title}: {e}");
+        let mut chart = ChartBuilder::on(&root)
+            .caption(title, ("sans-serif", 15))
+            .margin(8)
+            .x_label_area_size(36)
+            .y_label_area_size(58)
+            .build_cartesian_2d(xs.clone().log_scale(), ys.log_scale())
+            .map_err(|e| draw(&e))?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(RGBColor(226, 229, 234))
+            .axis_style(RGBColor(150, 156, 166))
+            .x_desc(x_label)
+            .y_desc(y_label)
+            .x_labels(5)
+            .y_labels(6)
+            .x_label_formatter(&|v| format!("{v:.0e}"))
+            .y_label_formatter(&|v| format!("{v:.2}"))
+            .label_style(("sans-serif", 11))
+            .draw()
+            .map_err(|e| draw(&e))?;
+        let ink = RGBColor(30, 36, 48);
+        let line = (0..=100).map(|i| xs.start * (xs.end / xs.start).powf(f64::from(i) / 100.0));
+        chart
+            .draw_series(DashedLineSeries::new(line.map(|x| (x, law(x))), 6, 4, ink.stroke_width(1)))
+            .map_err(|e| draw(&e))?
+            .label("fitted power law")
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], ink.stroke_width(1)));
+        for (index, series) in measured.iter().enumerate() {
+            let colour = PALETTE[index % PALETTE.len()];
+            let points = || series.points.iter().copied();
+            chart.draw_series(LineSeries::new(points(), colour.stroke_width(1))).map_err(|e| draw(&e))?;
+            chart
+                .draw_series(points().map(|point| Circle::new(point, 3, colour.filled())))
+                .map_err(|e| draw(&e))?
+                .label(&series.name)
+                .legend(move |(x, y)| Circle::new((x + 8, y), 3, colour.filled()));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .background_style(WHITE.mix(0.85))
+            .border_style(RGBColor(220, 224, 230))
+            .label_font(("sans-serif", 11))
+            .draw()
+            .map_err(|e| draw(&e))?;
+        root.present().map_err(|e| draw(&e))?;
+    }
+    Ok(svg)
+}
+
 /// A number as a label of an axis that spans `range`: as many decimals as tell its ticks apart.
 fn short(value: f64, range: f64) -> String {
     let decimals = (1.5 - range.log10()).ceil().clamp(0.0, 12.0) as usize;

@@ -10,7 +10,8 @@ use crate::evaluation::Evaluation;
 use crate::generation::{GENERATOR_FOLDER, Generation};
 use crate::plots::{self, Series};
 
-const STYLE: &str = include_str!("report.css");
+/// What pages look like.
+pub(crate) const STYLE: &str = include_str!("report.css");
 
 /// The panels of a report's plots: a title, an axis, and the scalars of `metrics.jsonl` that belong together.
 const PANELS: [(&str, &str, &[&str]); 7] = [
@@ -239,7 +240,7 @@ fn per_clip(e: &Evaluation) -> Markup {
 }
 
 /// The lines of `metrics.jsonl`; none if there is no such file.
-fn training_log(run: &Path) -> Result<Vec<serde_json::Value>> {
+pub(crate) fn training_log(run: &Path) -> Result<Vec<serde_json::Value>> {
     let path = run.join("metrics.jsonl");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,

@@ -50,17 +50,21 @@ pub struct MultiScaleVq {
 }
 
 impl MultiScaleVq {
-    /// With fresh weights: standard normal codes.
+    /// With fresh weights; codes start as `eini` says.
     ///
     /// # Errors
     /// A field of the config is out of range.
     pub fn new(path: &nn::Path, config: &MultiScaleVqConfig) -> Result<Self> {
         config.validate()?;
         let (size, channels) = (config.vocab_size, config.z_channels);
-        let normal = Init::Randn { mean: 0.0, stdev: 1.0 };
+        let bound = config.eini.abs() / size as f64;
+        let init = match config.eini {
+            eini if eini < 0.0 => Init::Uniform { lo: -bound, up: bound },
+            eini => Init::Randn { mean: 0.0, stdev: if eini > 0.0 { eini } else { 1.0 } },
+        };
         Ok(Self {
             pyramid: config.pyramid()?,
-            embedding: (path / "embedding").var("weight", &[size, channels], normal),
+            embedding: (path / "embedding").var("weight", &[size, channels], init),
             phis: PhiTable::new(&(path / "quant_resi"), channels, config.quant_resi, config.sharing()),
             usage: Usage::new(path, config.v_patch_nums.len() as i64, size),
             config: config.clone(),

@@ -7,6 +7,7 @@ mod doctor;
 mod import;
 mod reconstruct;
 mod sample;
+mod scaling;
 mod verify;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Decode(args) => coding::decode(&args)?,
         Command::Eval(args) => pipeline::eval(&args.run, &args.overrides, args.dry_run)?,
         Command::Sample(args) => sample::sample(&args)?,
+        Command::Scaling(args) => scaling::scaling(&args)?,
         Command::Verify(args) => return verify::verify(&args),
         Command::Import(args) => import::import(&args)?,
         Command::Describe(args) => describe::describe(&args)?,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use tch::{Device, Tensor, nn};
-use var_next_scale::{MultiScaleVqConfig, Vqvae, VqvaeConfig};
+use var_next_scale::{MultiScaleVqConfig, Var, VarConfig, Vqvae, VqvaeConfig};
 
 use crate::{failure, files_in, shapes, vireo, write_video};
 
@@ -210,22 +210,35 @@ fn configs_whose_parts_do_not_fit_are_refused_before_anything_is_trained() {
     assert!(!folder.path().join("runs").exists(), "no run of a config that means nothing");
 }
 
-/// A state dict with the names and shapes of the published file, at a small width.
-fn published_vqvae(path: &Path) {
+/// State dicts with the names and shapes of the published files, at a small width.
+fn published(vqvae: &Path, transformer: &Path) {
     let quantizer = MultiScaleVqConfig { vocab_size: 64, z_channels: 8, ..MultiScaleVqConfig::default() };
     let config =
         VqvaeConfig { ch: 8, num_res_blocks: 1, norm_num_groups: 8, quantizer, ..VqvaeConfig::default() };
     let variables = nn::VarStore::new(Device::Cpu);
     Vqvae::new(&variables.root(), &config).unwrap();
     let tensors: BTreeMap<String, Tensor> = variables.variables().into_iter().collect();
-    training::save_weights(path, &tensors, "{}").unwrap();
+    training::save_weights(vqvae, &tensors, "{}").unwrap();
+    let config = VarConfig {
+        vocab_size: 64,
+        z_channels: 8,
+        num_classes: 10,
+        depth: 1,
+        embed_dim: 16,
+        num_heads: 2,
+        ..VarConfig::var_d16()
+    };
+    let variables = nn::VarStore::new(Device::Cpu);
+    Var::new(&variables.root(), &config).unwrap();
+    let tensors: BTreeMap<String, Tensor> = variables.variables().into_iter().collect();
+    training::save_weights(transformer, &tensors, "{}").unwrap();
 }
 
 #[test]
-fn an_imported_tokenizer_is_described_and_reconstructs() {
+fn imported_checkpoints_are_described_reconstruct_and_sample() {
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path();
-    published_vqvae(&place.join("vae.safetensors"));
+    published(&place.join("vae.safetensors"), &place.join("var.safetensors"));
     let import = ["import", "var-vqvae-256", "vae.safetensors", "-o", "tokenizer.safetensors"];
     vireo().current_dir(place).args(import).assert().success();
     let described = vireo().current_dir(place).args(["describe", "tokenizer.safetensors"]).assert().success();
@@ -239,4 +252,42 @@ fn an_imported_tokenizer_is_described_and_reconstructs() {
     assert_eq!(json(&place.join("one.reconstruction.json"))["tokens"], 680);
     with("encode", &tokenizer, &["one.png"], place).assert().success();
     with("decode", &tokenizer, &["one.vtok", "-o", "back.png"], place).assert().success();
+
+    let mut import = vireo();
+    import.current_dir(place).args(["import", "var", "var.safetensors", "-o", "generator.safetensors"]);
+    assert!(failure(&mut import).contains("--tokenizer"));
+    import.args(["--tokenizer", "tokenizer.safetensors"]).assert().success();
+    let draw = ["--class", "3", "--guidance", "1.5", "--count", "1", "-o", "drawn.png"];
+    with("sample", place, &draw, place).assert().success();
+    assert_eq!(video_data::read_image(&place.join("drawn.png"), None).unwrap().size(), [1, 3, 1, 256, 256]);
+    let refused = failure(&mut with("sample", place, &["--class", "10", "-o", "none.png"], place));
+    assert!(refused.contains("0 to 9"), "{refused}");
+}
+
+#[test]
+fn scaling_trains_the_widths_with_one_tokenizer_and_fits_laws() {
+    let folder = place("config.toml", IMAGES);
+    let scaling = |widths: &str| {
+        let mut command = vireo();
+        command.current_dir(folder.path()).args(["scaling", "config.toml", "--widths", widths]);
+        command.args(["--set", "generator.train.steps=3", "--set", "generator.train.eval_every=1"]);
+        command
+    };
+    for (widths, part) in [("16", "at least two"), ("16,20", "multiple of 8")] {
+        let message = failure(&mut scaling(widths));
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(!folder.path().join("runs").exists());
+    let output = scaling("8,16").assert().success();
+    let text = String::from_utf8_lossy(&output.get_output().stdout).into_owned();
+    // 18 · 2 · 8², and 3 steps of 2 · 21 tokens.
+    assert!(text.contains("| 8 | 2304 | 126 | 1.742e6 |"), "{text}");
+    assert!(text.contains("by size: L = (") && text.contains("by computation: L = ("), "{text}");
+    let run = folder.path().join("runs/images");
+    let study = json(&run.join("scaling.json"));
+    assert_eq!(study["rows"][1]["curve"].as_array().unwrap().len(), 3);
+    for name in ["scaling-size.svg", "scaling-compute.svg", "scaling.html"] {
+        assert!(std::fs::read_to_string(run.join(name)).unwrap().contains("<svg"), "{name}");
+    }
+    assert!(folder.path().join("runs/images-16/report.html").exists());
 }

@@ -25,6 +25,9 @@ pub struct MultiScaleVqConfig {
     pub share_quant_resi: usize,
     /// With one φ a scale, how many; 0 for as many as scales.
     pub default_qresi_counts: usize,
+    /// How codes start: standard normal at 0, normal with this standard deviation above, and below uniform within this number
+    /// over V, so small that at first only the angle to a code counts and all are used.
+    pub eini: f64,
     /// The sides of the scales, from coarse to fine; the last is the latent's.
     pub v_patch_nums: Vec<i64>,
 }
@@ -39,6 +42,7 @@ impl Default for MultiScaleVqConfig {
             quant_resi: 0.5,
             share_quant_resi: 4,
             default_qresi_counts: 0,
+            eini: 0.0,
             v_patch_nums: vec![1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
         }
     }
@@ -60,6 +64,9 @@ impl MultiScaleVqConfig {
         }
         if !(-1.0..=1.0).contains(&self.quant_resi) {
             return Err(Error::config("quant_resi", self.quant_resi, "a number in [-1, 1]"));
+        }
+        if !(self.eini.abs() <= 1e3) {
+            return Err(Error::config("eini", self.eini, "a number from -1000 to 1000"));
         }
         for (field, count) in
             [("share_quant_resi", self.share_quant_resi), ("default_qresi_counts", self.default_qresi_counts)]

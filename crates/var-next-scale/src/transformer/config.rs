@@ -208,6 +208,15 @@ impl VarConfig {
         linear(self.z_channels, c) + tables * c + self.depth * block + shared + head
     }
 
+    /// Numbers in the matrices of the blocks, which is what laws of scaling are stated in: 18 · depth · C² with an MLP of four
+    /// times the width (arXiv 2404.02905, section 3.2): 4 for attention, 8 for the MLP, 6 for the modulation.
+    pub fn block_weights(&self) -> i64 {
+        let (c, modulation) = (self.embed_dim, 6 * self.embed_dim * self.embed_dim);
+        let own = if self.shared_aln { 0 } else { modulation };
+        let shared = if self.shared_aln { modulation } else { 0 };
+        self.depth * (4 * c * c + 2 * c * self.hidden() + own) + shared
+    }
+
     /// Bytes of the keys and values of `tokens` positions of `batch` samples in float32: 2 · depth · C numbers a position;
     /// with guidance each sample counts twice.
     pub fn cache_bytes(&self, batch: i64, tokens: i64, guided: bool) -> i64 {

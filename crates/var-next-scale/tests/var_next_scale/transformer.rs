@@ -60,6 +60,9 @@ fn published_sizes_have_the_published_numbers_of_parameters() {
     ] {
         config.validate().unwrap();
         assert_eq!(config.parameters(), parameters, "depth {}", config.depth);
+        if !config.shared_aln {
+            assert_eq!(config.block_weights(), 73_728 * config.depth.pow(3), "the paper's count");
+        }
     }
     // The formula is that of the network.
     let _alone = alone();
