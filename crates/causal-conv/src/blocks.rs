@@ -6,7 +6,7 @@ use video_core::{Error, Result};
 
 use crate::conv::{CausalConv3d, CausalConv3dConfig};
 use crate::space_to_depth::unfold_blocks;
-use crate::time::Past;
+use crate::time::{ClipStart, Past};
 
 /// Epsilon of every group norm here.
 pub(crate) const EPS: f64 = 1e-5;
@@ -48,7 +48,8 @@ pub struct ResBlock {
 }
 
 impl ResBlock {
-    /// From `inputs` to `outputs` channels. `conv_shortcut`: the skip's convolution is 3×3×3 instead of 1×1×1.
+    /// From `inputs` to `outputs` channels. `conv_shortcut`: the skip's convolution is 3×3×3 instead of 1×1×1. `clip_start`:
+    /// what the convolutions see in front of a clip.
     ///
     /// # Errors
     /// `num_groups` does not divide both widths.
@@ -58,9 +59,11 @@ impl ResBlock {
         outputs: i64,
         num_groups: i64,
         conv_shortcut: bool,
+        clip_start: ClipStart,
     ) -> Result<Self> {
-        let conv3 = CausalConv3dConfig::new([3; 3]).without_bias();
-        let skip = if conv_shortcut { conv3 } else { CausalConv3dConfig::new([1; 3]).without_bias() };
+        let conv =
+            |kernel| CausalConv3dConfig { clip_start, ..CausalConv3dConfig::new(kernel).without_bias() };
+        let (conv3, skip) = (conv([3; 3]), conv(if conv_shortcut { [3; 3] } else { [1; 3] }));
         Ok(Self {
             norm_0: FrameGroupNorm::new(&(path / "norm_0"), num_groups, inputs, EPS)?,
             conv_0: CausalConv3d::new(&(path / "conv_0"), inputs, outputs, conv3)?,
@@ -169,12 +172,13 @@ pub struct Downsample {
 }
 
 impl Downsample {
-    /// `factors`: strides in time, height, width.
+    /// `factors`: strides in time, height, width. `clip_start`: what stands in front of a clip.
     ///
     /// # Errors
     /// A number below 1.
-    pub fn new(path: &nn::Path, channels: i64, factors: [i64; 3]) -> Result<Self> {
-        let config = CausalConv3dConfig::new([3; 3]).with_stride(factors);
+    pub fn new(path: &nn::Path, channels: i64, factors: [i64; 3], clip_start: ClipStart) -> Result<Self> {
+        let config =
+            CausalConv3dConfig { clip_start, ..CausalConv3dConfig::new([3; 3]).with_stride(factors) };
         Ok(Self { conv: CausalConv3d::new(path, channels, channels, config)? })
     }
 
@@ -203,13 +207,14 @@ pub struct Upsample {
 }
 
 impl Upsample {
-    /// `factors`: of time, height, width.
+    /// `factors`: of time, height, width. `clip_start`: what stands in front of a clip.
     ///
     /// # Errors
     /// A number below 1.
-    pub fn new(path: &nn::Path, channels: i64, factors: [i64; 3]) -> Result<Self> {
+    pub fn new(path: &nn::Path, channels: i64, factors: [i64; 3], clip_start: ClipStart) -> Result<Self> {
         let outputs = channels * factors.iter().product::<i64>();
-        let conv = CausalConv3d::new(path, channels, outputs, CausalConv3dConfig::new([3; 3]))?;
+        let config = CausalConv3dConfig { clip_start, ..CausalConv3dConfig::new([3; 3]) };
+        let conv = CausalConv3d::new(path, channels, outputs, config)?;
         Ok(Self { conv, factors, channels })
     }
 

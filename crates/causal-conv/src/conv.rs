@@ -153,13 +153,14 @@ impl CausalConv3d {
         self.apply(x, past.context())
     }
 
-    /// Of SiLU(norm(x)), the way in which the blocks of MAGVIT-v2 use a convolution; the clip starts with zeros.
+    /// Of SiLU(norm(x)), the way in which the blocks of MAGVIT-v2 use a convolution.
     pub(crate) fn run_normed(&self, norm: &FrameGroupNorm, x: &Tensor, past: &mut Past) -> Tensor {
         let normed = norm.forward(x);
         if normed.requires_grad() {
             return self.run(&normed.silu(), past);
         }
-        self.convolve(&self.config.window().extend_silu(normed, past.context()), PadMode::Constant)
+        let [in_time, in_space] = self.config.pad_modes(x.size()[2]);
+        self.convolve(&self.config.window().extend_silu(normed, in_time, past.context()), in_space)
     }
 
     /// Whether its outputs carry gradients, whatever its input.

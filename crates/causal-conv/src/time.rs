@@ -109,10 +109,18 @@ impl TimeWindow {
         extended
     }
 
-    /// SiLU of the input, behind the frames before it, which had it already; zeros where the clip starts. Without
-    /// gradients: the activation is written to where it shall lie, and the input may be overwritten.
-    pub fn extend_silu(&self, mut x: Tensor, mut context: Option<&mut TimeContext>) -> Tensor {
-        let extended = match self.before(&x, PadMode::Constant, context.as_deref_mut()) {
+    /// SiLU of the input, behind the frames before it, which had it already, or padding of the SiLU where the clip starts.
+    /// Without gradients: the activation is written to where it shall lie, and the input may be overwritten.
+    pub fn extend_silu(
+        &self,
+        mut x: Tensor,
+        start: PadMode,
+        mut context: Option<&mut TimeContext>,
+    ) -> Tensor {
+        if start != PadMode::Constant && context.as_ref().is_none_or(|context| context.starts_clip()) {
+            return self.extend(&x.silu_(), start, context);
+        }
+        let extended = match self.before(&x, start, context.as_deref_mut()) {
             Before::Crop(frames) => {
                 let _ = x.silu_();
                 x.narrow(2, frames, x.size()[2] - frames)

@@ -178,6 +178,8 @@ impl MaskGit {
     pub fn new(path: &nn::Path, config: &MaskGitConfig) -> Result<Self> {
         config.validate()?;
         let transformer = BidirectionalTransformer::new(path, &config.transformer())?;
+        let GridShape { frames, height, width } = config.grid;
+        transformer.start_grid_positions(config.tokens().prefix_len(), [frames, height, width]);
         let mut serves = Vec::new();
         if config.first_frames.is_some() {
             serves.push(ConditionKind::FirstFrames);

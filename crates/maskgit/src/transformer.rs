@@ -202,6 +202,22 @@ impl BidirectionalTransformer {
         Ok(Self { config: config.clone(), vocabulary, position, segment, norm, layers })
     }
 
+    /// Starts the positions of a grid of `[frames, height, width]` tokens that follows `first` others as sums of a vector per
+    /// frame, row and column: neighbours along an axis are then known as such before the first step, and tokens find the
+    /// same place in another frame within a few hundred steps. Afterwards every position learns by itself.
+    pub(crate) fn start_grid_positions(&self, first: i64, grid: [i64; 3]) {
+        let width = self.config.hidden_size;
+        let mut sum =
+            Tensor::zeros([grid[0], grid[1], grid[2], width], (Kind::Float, self.position.device()));
+        for (axis, &size) in grid.iter().enumerate() {
+            let mut shape = [1, 1, 1, width];
+            shape[axis] = size;
+            sum += Tensor::randn(shape, (Kind::Float, self.position.device())) * (INIT_STD / 3f64.sqrt());
+        }
+        let sum = sum.view([-1, width]);
+        tch::no_grad(|| self.position.narrow(0, first, sum.size()[0]).copy_(&sum));
+    }
+
     /// Its configuration.
     pub fn config(&self) -> &TransformerConfig {
         &self.config

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use video_core::{Error, Result};
 
 use crate::patcher::{PatchMethod, Patcher};
+use crate::time::ClipStart;
 
 /// Configuration of [`Magvit2`](super::Magvit2); the defaults are the paper's, [`Magvit2Config::paper_128`].
 ///
@@ -34,6 +35,10 @@ pub struct Magvit2Config {
     pub num_groups: i64,
     /// Whether the skip of a residual block that changes the width is a 3×3×3 convolution instead of 1×1×1.
     pub conv_shortcut: bool,
+    /// What every causal convolution sees in front of a clip. Zeros are the paper's; copies of the first frame keep what stands
+    /// still the same token from the first latent frame on, which a generator is glad of, and clips longer than those of
+    /// training need nothing new.
+    pub clip_start: ClipStart,
     /// Channels K between encoder and quantizer; where absent, what the quantizer needs (its bits, for LFQ).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub z_channels: Option<i64>,
@@ -60,6 +65,7 @@ impl Magvit2Config {
             spatial_downsample: Vec::new(),
             num_groups: 32,
             conv_shortcut: false,
+            clip_start: ClipStart::Zeros,
             z_channels: None,
             quantizer: QuantizerConfig::Lfq(LfqConfig::with_bits(18)),
         }
@@ -92,6 +98,9 @@ impl Magvit2Config {
         if self.channel_multipliers.is_empty() || self.channel_multipliers.iter().any(|&m| m < 1) {
             let expected = "at least one level, each with a factor of at least 1";
             return Err(Error::config("channel_multipliers", &self.channel_multipliers, expected));
+        }
+        if self.clip_start == ClipStart::AsSpace {
+            return Err(Error::config("clip_start", "as_space", "zeros or first_frame"));
         }
         PatchMethod::Haar.check_size(self.patch_size)?;
         let transitions = self.channel_multipliers.len() - 1;

@@ -46,7 +46,7 @@ impl Decoder {
         let widths = config.widths();
         let top = widths[widths.len() - 1];
         let block = |path: nn::Path, inputs: i64, outputs: i64| {
-            ResBlock::new(&path, inputs, outputs, config.num_groups, config.conv_shortcut)
+            ResBlock::new(&path, inputs, outputs, config.num_groups, config.conv_shortcut, config.clip_start)
         };
         let level = |i: usize| -> Result<Level> {
             let path = path / format!("level_{i}");
@@ -58,14 +58,21 @@ impl Decoder {
                 norm: AdaptiveGroupNorm::new(&norm, before, latent_channels, config.num_groups)?,
                 blocks: blocks.collect::<Result<_>>()?,
                 upsample: (i > 0)
-                    .then(|| Upsample::new(&(&path / "upsample"), width, config.factors_at(i - 1)))
+                    .then(|| {
+                        Upsample::new(
+                            &(&path / "upsample"),
+                            width,
+                            config.factors_at(i - 1),
+                            config.clip_start,
+                        )
+                    })
                     .transpose()?,
             })
         };
         let mid = path / "mid";
         let patcher = config.patcher()?;
         let colours = config.in_channels * patcher.volume();
-        let conv3 = CausalConv3dConfig::new([3; 3]);
+        let conv3 = CausalConv3dConfig { clip_start: config.clip_start, ..CausalConv3dConfig::new([3; 3]) };
         Ok(Self {
             conv_in: CausalConv3d::new(&(path / "conv_in"), latent_channels, top, conv3)?,
             mid: (0..config.num_res_blocks)

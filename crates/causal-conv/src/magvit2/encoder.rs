@@ -44,7 +44,7 @@ impl Encoder {
         let widths = config.widths();
         let top = widths[widths.len() - 1];
         let block = |path: nn::Path, inputs: i64, outputs: i64| {
-            ResBlock::new(&path, inputs, outputs, config.num_groups, config.conv_shortcut)
+            ResBlock::new(&path, inputs, outputs, config.num_groups, config.conv_shortcut, config.clip_start)
         };
         let level = |i: usize| -> Result<Level> {
             let path = path / format!("level_{i}");
@@ -54,7 +54,14 @@ impl Encoder {
             Ok(Level {
                 blocks: blocks.collect::<Result<_>>()?,
                 downsample: (i < config.transitions())
-                    .then(|| Downsample::new(&(&path / "downsample"), width, config.factors_at(i)))
+                    .then(|| {
+                        Downsample::new(
+                            &(&path / "downsample"),
+                            width,
+                            config.factors_at(i),
+                            config.clip_start,
+                        )
+                    })
                     .transpose()?,
                 width,
                 stride: if i < config.transitions() { config.factors_at(i)[0] } else { 1 },
@@ -68,7 +75,7 @@ impl Encoder {
                 &(path / "conv_in"),
                 config.in_channels * patcher.volume(),
                 widths[0],
-                CausalConv3dConfig::new([3; 3]),
+                CausalConv3dConfig { clip_start: config.clip_start, ..CausalConv3dConfig::new([3; 3]) },
             )?,
             levels: (0..widths.len()).map(level).collect::<Result<_>>()?,
             mid: (0..config.num_res_blocks)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use causal_conv::ClipStart;
 use causal_conv::magvit2::{Magvit2, Magvit2Config};
 use proptest::prelude::*;
 use quantizers::{LfqConfig, Mode, QuantizerConfig};
@@ -77,12 +78,13 @@ proptest! {
     fn any_chunk_plan_is_as_good(
         flags in prop::collection::vec((any::<bool>(), any::<bool>()), 0..3),
         patch_size in prop::sample::select(vec![1, 2, 4]),
+        clip_start in prop::sample::select(vec![ClipStart::Zeros, ClipStart::FirstFrame]),
         latents in 1i64..4,
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
         seed in 0u64..1000,
     ) {
         let (temporal, spatial): (Vec<bool>, Vec<bool>) = flags.into_iter().unzip();
-        let (_variables, tokenizer) = build(&Magvit2Config { patch_size, ..small(&temporal, &spatial) });
+        let (_variables, tokenizer) = build(&Magvit2Config { patch_size, clip_start, ..small(&temporal, &spatial) });
         let compression = tokenizer.compression();
         let frames = compression.frames(latents);
         let video = noise(&[1, 3, frames, compression.height * 2, compression.width * 3], seed).tanh();
@@ -103,11 +105,12 @@ proptest! {
     fn the_past_does_not_know_the_future(
         temporal in prop::collection::vec(any::<bool>(), 0..4),
         patch_size in prop::sample::select(vec![1, 2]),
+        clip_start in prop::sample::select(vec![ClipStart::Zeros, ClipStart::FirstFrame]),
         latents in 1i64..4,
         place in any::<prop::sample::Index>(),
         seed in 0u64..1000,
     ) {
-        let (_variables, tokenizer) = build(&Magvit2Config { patch_size, ..small(&temporal, &[]) });
+        let (_variables, tokenizer) = build(&Magvit2Config { patch_size, clip_start, ..small(&temporal, &[]) });
         let compression = tokenizer.compression();
         let frames = compression.frames(latents);
         let video = noise(&[1, 3, frames, compression.height, compression.width * 2], seed).tanh();
@@ -150,6 +153,22 @@ proptest! {
         let patches = [height / patch_size, 2 * width / patch_size];
         let output = [2, 3 * patch_size.pow(3), 1 + time / patch_size, patches[0], patches[1]];
         prop_assert_eq!(layers.last().unwrap().output, output);
+    }
+}
+
+/// With copies of the first frame in front, nothing tells the latent frames of a standing picture apart.
+#[test]
+fn what_stands_still_keeps_its_tokens() {
+    for config in [small(&[true, true], &[]), Magvit2Config { patch_size: 4, ..small(&[], &[]) }] {
+        let (_variables, tokenizer) =
+            build(&Magvit2Config { clip_start: ClipStart::FirstFrame, ..config.clone() });
+        let picture = noise(&[1, 3, 1, 8, 12], 3).tanh();
+        let features =
+            no_grad(|| tokenizer.encode_features(&picture.expand([1, 3, 13, 8, 12], true))).unwrap();
+        let error = distance(&features, &features.narrow(2, 0, 1).expand_as(&features));
+        assert!(error < 1e-5, "{error}");
+        let refused = Magvit2Config { clip_start: ClipStart::AsSpace, ..config }.validate().unwrap_err();
+        assert!(refused.to_string().contains("zeros or first_frame"), "{refused}");
     }
 }
 

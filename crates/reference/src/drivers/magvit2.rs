@@ -149,7 +149,14 @@ fn resblock(case: &Case) -> Result<Outputs, CaseError> {
     let config: ResBlockConfig = case.config()?;
     let x = input(case, "x", &config.input_shape)?;
     let loaded = Loaded::new(case, from_wrapped, |path| {
-        ResBlock::new(path, config.chan_in, config.chan_out, config.num_groups, config.use_conv_shortcut)
+        ResBlock::new(
+            path,
+            config.chan_in,
+            config.chan_out,
+            config.num_groups,
+            config.use_conv_shortcut,
+            ClipStart::Zeros,
+        )
     })?;
     loaded.outputs(case, &loaded.model.forward(&x)?)
 }
@@ -165,14 +172,17 @@ struct Resample {
 fn downsample(case: &Case) -> Result<Outputs, CaseError> {
     let Resample { dim, t_stride, input_shape } = case.config()?;
     let x = input(case, "x", &input_shape)?;
-    let loaded = Loaded::new(case, from_wrapped, |path| Downsample::new(path, dim, [t_stride, 2, 2]))?;
+    let loaded = Loaded::new(case, from_wrapped, |path| {
+        Downsample::new(path, dim, [t_stride, 2, 2], ClipStart::Zeros)
+    })?;
     loaded.outputs(case, &loaded.model.forward(&x)?)
 }
 
 fn upsample(case: &Case) -> Result<Outputs, CaseError> {
     let Resample { dim, t_stride, input_shape } = case.config()?;
     let x = input(case, "x", &input_shape)?;
-    let loaded = Loaded::new(case, from_wrapped, |path| Upsample::new(path, dim, [t_stride, 2, 2]))?;
+    let loaded =
+        Loaded::new(case, from_wrapped, |path| Upsample::new(path, dim, [t_stride, 2, 2], ClipStart::Zeros))?;
     loaded.outputs(case, &loaded.model.forward(&x)?)
 }
 
