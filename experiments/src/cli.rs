@@ -249,7 +249,7 @@ pub struct VerifyArgs {
 pub struct ImportArgs {
     /// Which system published it, such as cosmos-cv4x8x8 (docs/checkpoints.md lists them)
     pub system: String,
-    /// .safetensors, or a PyTorch zip checkpoint (read without running any code in it)
+    /// .safetensors, a PyTorch zip checkpoint (read without running any code in it), or a flax checkpoint
     pub input: PathBuf,
     /// The .safetensors to write
     #[arg(long, short)]

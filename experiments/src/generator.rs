@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use maskgit::mask::{ConditionMode, MASK, RegionCondition};
 use maskgit::muse::{Muse, MuseGeneratorConfig, MuseLoss};
-use maskgit::{MaskGit, MaskGitConfig};
+use maskgit::{MaskGit, MaskGitConfig, MaskStrategy};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 use var_next_scale::video::{SpaceTimeVar, SpaceTimeVarConfig};
@@ -56,7 +56,8 @@ impl GeneratorConfig {
         Ok(generator.map_err(|error| error.within("generator.model"))?)
     }
 
-    /// The same network without dropout and label smoothing, so that its loss is a likelihood.
+    /// The same network without dropout and label smoothing, so that its loss is a likelihood; of masked tokens MaskGIT's random
+    /// masks.
     #[must_use]
     pub fn plain(&self) -> Self {
         match self {
@@ -64,6 +65,8 @@ impl GeneratorConfig {
                 dropout: 0.0,
                 label_smoothing: 0.0,
                 class_dropout: 0.0,
+                // Whatever it was trained with, so that figures compare.
+                masking: MaskStrategy::default(),
                 ..config.clone()
             }),
             Self::Var(config) => Self::Var(plain_var(config)),
@@ -199,11 +202,11 @@ impl GeneratorConfig {
         Ok(())
     }
 
-    /// Refuses a tokenizer of another vocabulary, or one that gives another grid for clips of this shape.
+    /// Refuses a tokenizer of another vocabulary.
     ///
     /// # Errors
     /// Both sides are named.
-    pub fn check_tokenizer(&self, vocabulary_size: i64, grid: GridShape) -> Result<()> {
+    pub fn check_vocabulary(&self, vocabulary_size: i64) -> Result<()> {
         let (field, codes) = match self {
             Self::Maskgit(config) => ("codebook_size", config.codebook_size),
             Self::Muse(config) => ("transformer.num_tokens", config.transformer.num_tokens),
@@ -214,6 +217,15 @@ impl GeneratorConfig {
             codes == vocabulary_size,
             "generator.model.{field} = {codes}, but the tokenizer has {vocabulary_size} codes: make them equal"
         );
+        Ok(())
+    }
+
+    /// Refuses a tokenizer of another vocabulary, or one that gives another grid for clips of this shape.
+    ///
+    /// # Errors
+    /// Both sides are named.
+    pub fn check_tokenizer(&self, vocabulary_size: i64, grid: GridShape) -> Result<()> {
+        self.check_vocabulary(vocabulary_size)?;
         let (ours, GridShape { frames, height, width }) = (self.grid()?, grid);
         let write = match self {
             Self::Maskgit(_) | Self::Muse(_) => {

@@ -2,13 +2,19 @@
 
 mod checkpoint;
 pub(crate) mod cosmos;
+pub(crate) mod flax;
+pub(crate) mod maskgit;
 pub(crate) mod o2;
 mod open;
+mod open_muse;
 mod pickle;
 mod shapes;
 pub(crate) mod var;
 pub(crate) mod video_gpt;
 
+use ::maskgit::open_muse::{OpenMuseConfig, OpenMuseTransformer, OpenMuseUVit, UVitConfig};
+use ::maskgit::vqgan::{Vqgan, VqganConfig};
+use ::maskgit::{MaskGit, MaskGitConfig};
 use ::video_gpt::{GptConfig, VideoGpt, VqVae, VqVaeConfig};
 use causal_conv::cosmos::{CosmosConfig, CosmosTokenizer};
 use causal_conv::magvit2::{Magvit2, Magvit2Config};
@@ -103,6 +109,14 @@ pub enum Model {
     VideoGptVqVae(VqVaeConfig),
     /// VideoGPT's prior.
     VideoGpt(GptConfig),
+    /// The tokenizer of MaskGIT or MAGVIT.
+    Vqgan(VqganConfig),
+    /// MaskGIT's transformer.
+    Maskgit(MaskGitConfig),
+    /// open-muse's first transformer.
+    OpenMuse(OpenMuseConfig),
+    /// open-muse's U-ViT.
+    OpenMuseUvit(UVitConfig),
 }
 
 impl Model {
@@ -116,6 +130,10 @@ impl Model {
             Self::Var(config) => Var::new(path, config).map(drop),
             Self::VideoGptVqVae(config) => VqVae::new(path, config).map(drop),
             Self::VideoGpt(config) => VideoGpt::new(path, config).map(drop),
+            Self::Vqgan(config) => Vqgan::new(path, config).map(drop),
+            Self::Maskgit(config) => MaskGit::new(path, config).map(drop),
+            Self::OpenMuse(config) => OpenMuseTransformer::new(path, config).map(drop),
+            Self::OpenMuseUvit(config) => OpenMuseUVit::new(path, config).map(drop),
         }
     }
 }
@@ -138,8 +156,8 @@ impl Imported {
     }
 }
 
-/// Turns a system's map into the tensors of a checkpoint.
-type Import = fn(&Weights) -> Result<Imported, ImportError>;
+/// Turns a system's map into the tensors of a checkpoint, given the `config.json` beside it if there is one.
+type Import = fn(&Weights, Option<&str>) -> Result<Imported, ImportError>;
 
 /// A family of published checkpoints.
 #[derive(Debug)]
@@ -156,82 +174,112 @@ pub const SYSTEMS: &[System] = &[
     System {
         name: "o2-magvit2",
         about: "O2-MAGVIT2 video tokenizer (cofe-ai), 4×16×16, 2^18 codes",
-        import: o2::import,
+        import: |tensors, _| o2::import(tensors),
     },
     System {
         name: "open-magvit2",
         about: "Open-MAGVIT2 image tokenizer (TencentARC), 128 or 256 pixels to 16×16, 2^18 codes",
-        import: |tensors| open::import(tensors, OpenMagvit2Config::large_256()),
+        import: |tensors, _| open::import(tensors, OpenMagvit2Config::large_256()),
     },
     System {
         name: "1x-magvit2",
         about: "1X's fork of Open-MAGVIT2 (1xgpt), 256 pixels to 16×16, 2^18 codes",
-        import: |tensors| open::import(tensors, OpenMagvit2Config::one_x()),
+        import: |tensors, _| open::import(tensors, OpenMagvit2Config::one_x()),
     },
     System {
         name: "cosmos-cv4x8x8",
         about: "Cosmos continuous video tokenizer (NVIDIA), 4×8×8: autoencoder.jit",
-        import: |tensors| cosmos::import(tensors, CosmosConfig::cv4x8x8()),
+        import: |tensors, _| cosmos::import(tensors, CosmosConfig::cv4x8x8()),
     },
     System {
         name: "cosmos-cv8x8x8",
         about: "Cosmos continuous video tokenizer (NVIDIA), 8×8×8: autoencoder.jit",
-        import: |tensors| cosmos::import(tensors, CosmosConfig::cv8x8x8()),
+        import: |tensors, _| cosmos::import(tensors, CosmosConfig::cv8x8x8()),
     },
     System {
         name: "cosmos-cv8x16x16",
         about: "Cosmos continuous video tokenizer (NVIDIA), 8×16×16: autoencoder.jit",
-        import: |tensors| cosmos::import(tensors, CosmosConfig::cv8x16x16()),
+        import: |tensors, _| cosmos::import(tensors, CosmosConfig::cv8x16x16()),
     },
     System {
         name: "cosmos-dv4x8x8",
         about: "Cosmos discrete video tokenizer (NVIDIA), 4×8×8, 64,000 codes: autoencoder.jit",
-        import: |tensors| cosmos::import(tensors, CosmosConfig::dv4x8x8()),
+        import: |tensors, _| cosmos::import(tensors, CosmosConfig::dv4x8x8()),
     },
     System {
         name: "cosmos-dv8x8x8",
         about: "Cosmos discrete video tokenizer (NVIDIA), 8×8×8, 64,000 codes: autoencoder.jit",
-        import: |tensors| cosmos::import(tensors, CosmosConfig::dv8x8x8()),
+        import: |tensors, _| cosmos::import(tensors, CosmosConfig::dv8x8x8()),
     },
     System {
         name: "cosmos-dv8x16x16",
         about: "Cosmos discrete video tokenizer (NVIDIA), 8×16×16, 64,000 codes: autoencoder.jit",
-        import: |tensors| cosmos::import(tensors, CosmosConfig::dv8x16x16()),
+        import: |tensors, _| cosmos::import(tensors, CosmosConfig::dv8x16x16()),
     },
     System {
         name: "var-vqvae-256",
         about: "VAR's tokenizer of images of 256 pixels a side (FoundationVision): vae_ch160v4096z32.pth",
-        import: |tensors| var::import_vqvae(tensors, &VarConfig::var_d16().patch_nums),
+        import: |tensors, _| var::import_vqvae(tensors, &VarConfig::var_d16().patch_nums),
     },
     System {
         name: "var-vqvae-512",
         about: "the same file for images of 512 pixels a side",
-        import: |tensors| var::import_vqvae(tensors, &VarConfig::var_d36().patch_nums),
+        import: |tensors, _| var::import_vqvae(tensors, &VarConfig::var_d36().patch_nums),
     },
     System {
         name: "var",
         about: "VAR's transformer (FoundationVision), any size: var_d16.pth to var_d36.pth",
-        import: var::import_transformer,
+        import: |tensors, _| var::import_transformer(tensors),
     },
     System {
         name: "videogpt-stride4x2x2",
         about: "VideoGPT's VQ-VAE, 4×2×2 (BAIR), also out of a prior's checkpoint",
-        import: |tensors| video_gpt::import_vqvae(tensors, [4, 2, 2]),
+        import: |tensors, _| video_gpt::import_vqvae(tensors, [4, 2, 2]),
     },
     System {
         name: "videogpt-stride4x4x4",
         about: "VideoGPT's VQ-VAE, 4×4×4 (UCF-101, Kinetics), also out of a prior's checkpoint",
-        import: |tensors| video_gpt::import_vqvae(tensors, [4, 4, 4]),
+        import: |tensors, _| video_gpt::import_vqvae(tensors, [4, 4, 4]),
     },
     System {
         name: "videogpt-stride2x4x4",
         about: "VideoGPT's VQ-VAE, 2×4×4 (Kinetics), also out of a prior's checkpoint",
-        import: |tensors| video_gpt::import_vqvae(tensors, [2, 4, 4]),
+        import: |tensors, _| video_gpt::import_vqvae(tensors, [2, 4, 4]),
     },
     System {
         name: "videogpt-gpt",
         about: "VideoGPT's prior over those tokens",
-        import: video_gpt::import_gpt,
+        import: |tensors, _| video_gpt::import_gpt(tensors),
+    },
+    System {
+        name: "maskgit-vqgan",
+        about: "MaskGIT's tokenizer of images (google-research), 16×16, 1024 codes: flax",
+        import: |tensors, _| maskgit::import_vqgan(tensors),
+    },
+    System {
+        name: "maskgit",
+        about: "MaskGIT's transformer (google-research) of 256 or 512 pixels, 1000 classes: flax",
+        import: |tensors, _| maskgit::import_transformer(tensors),
+    },
+    System {
+        name: "magvit-vqgan",
+        about: "MAGVIT's 3D tokenizer (google-research), 4×8×8, 1024 codes: flax",
+        import: |tensors, _| maskgit::import_vqgan(tensors),
+    },
+    System {
+        name: "open-muse-vqgan",
+        about: "the PyTorch port of MaskGIT's tokenizer (huggingface/open-muse)",
+        import: |tensors, _| maskgit::import_port(tensors),
+    },
+    System {
+        name: "open-muse",
+        about: "open-muse's first transformer (huggingface), with its config.json",
+        import: open_muse::import,
+    },
+    System {
+        name: "open-muse-uvit",
+        about: "open-muse's U-ViT (huggingface), with its config.json",
+        import: open_muse::import_uvit,
     },
 ];
 
@@ -247,11 +295,20 @@ fn names() -> String {
 /// # Errors
 /// No such system, or the first tensor of encoder, decoder or bottleneck that is missing, unexpected or of another shape.
 pub fn import(system: &str, tensors: &Weights) -> Result<Imported, ImportError> {
+    import_with(system, tensors, None)
+}
+
+/// [`import`], given the text of the `config.json` that was published beside the weights, if there is one. open-muse's
+/// transformers need it.
+///
+/// # Errors
+/// As [`import`]; a config that is missing or has a key of another type.
+pub fn import_with(system: &str, tensors: &Weights, config: Option<&str>) -> Result<Imported, ImportError> {
     let system = SYSTEMS
         .iter()
         .find(|known| known.name == system)
         .ok_or_else(|| ImportError::System(system.to_string()))?;
-    let imported = (system.import)(tensors)?;
+    let imported = (system.import)(tensors, config)?;
     let variables = nn::VarStore::new(Device::Cpu);
     imported.model.build(&variables.root())?;
     load_into(&variables, &imported.tensors)?;

@@ -5,6 +5,8 @@
 mod checkpoints;
 #[path = "reference/imports.rs"]
 mod imports;
+#[path = "reference/masked.rs"]
+mod masked;
 #[path = "reference/robust.rs"]
 mod robust;
 

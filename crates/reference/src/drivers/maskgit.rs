@@ -10,8 +10,9 @@ use serde::de::DeserializeOwned;
 use tch::{Kind, Tensor};
 
 use super::Driver;
-use super::maskgit_flax::{load, transformer_name};
+use super::maskgit_flax::load;
 use crate::case::{Case, CaseError, Outputs};
+use crate::import::flax::transformer_name;
 
 /// The entries of this module.
 pub(super) const DRIVERS: &[(&str, Driver)] = &[

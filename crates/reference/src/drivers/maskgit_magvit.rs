@@ -17,11 +17,12 @@ use video_core::sampling::Filter;
 
 use super::Driver;
 use super::maskgit::{all_rows, split_config};
-use super::maskgit_flax::{load, transformer_name};
+use super::maskgit_flax::load;
 use super::maskgit_masks::{
     MaskFunction, Weights, config_error, mask_outputs, region_condition, scores, single,
 };
 use crate::case::{Case, CaseError, Outputs};
+use crate::import::flax::transformer_name;
 
 /// The entries of this module.
 pub(super) const DRIVERS: &[(&str, Driver)] = &[

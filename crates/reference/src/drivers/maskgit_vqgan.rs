@@ -13,8 +13,9 @@ use serde::Deserialize;
 use tch::{Kind, Tensor, nn};
 
 use super::Driver;
-use super::maskgit_flax::{as_half, load, vqgan_names};
+use super::maskgit_flax::{as_half, load};
 use crate::case::{Case, CaseError, Outputs};
+use crate::import::flax::vqgan_names;
 use crate::weights::Weights;
 
 /// The entries of this module.

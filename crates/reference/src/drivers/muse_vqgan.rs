@@ -9,6 +9,7 @@ use video_core::TokenGrid;
 
 use super::Driver;
 use crate::case::{Case, CaseError, Outputs};
+use crate::import::maskgit::port_names;
 use crate::weights::{Weights, load_into};
 
 /// The entries of this module.
@@ -86,37 +87,13 @@ impl Open {
         })
     }
 
-    /// Our name of a tensor of the PyTorch port, whose blocks are numbered by level.
-    fn our_name(&self, name: &str) -> String {
-        let (levels, per_level) = (self.channel_mult.len() as i64, self.num_res_blocks);
-        let parts: Vec<&str> = name.split('.').collect();
-        let number = |at: usize| parts.get(at).and_then(|n| n.parse::<i64>().ok()).unwrap_or(0);
-        let block = |half: &str, index: i64, rest: &[&str]| {
-            format!("{half}.blocks.{index}.{}", rest.join(".")).replace("nin_shortcut", "shortcut")
-        };
-        match parts[..] {
-            ["quantize", "embedding", "weight"] => "quantizer.embed".into(),
-            ["encoder", "down", _, "block", _, ..] => {
-                block("encoder", number(2) * per_level + number(4), &parts[5..])
-            }
-            ["encoder", "mid", _, ..] => block("encoder", levels * per_level + number(2), &parts[3..]),
-            ["decoder", "mid", _, ..] => block("decoder", number(2), &parts[3..]),
-            ["decoder", "up", _, "block", _, ..] => {
-                block("decoder", (levels - number(2)) * per_level + number(4), &parts[5..])
-            }
-            ["decoder", "up", _, "upsample_conv", leaf] => {
-                format!("decoder.up.{}.{leaf}", levels - 1 - number(2))
-            }
-            _ => name.into(),
-        }
-    }
-
     fn load<M>(
         &self,
         case: &Case,
         build: impl FnOnce(&nn::Path, &VqganConfig) -> video_core::Result<M>,
     ) -> Result<(M, Box<dyn Quantizer>), CaseError> {
         let config = self.config()?;
+        let our_name = port_names(&config);
         let store = nn::VarStore::new(Device::Cpu);
         let root = store.root();
         let half = build(&root, &config)?;
@@ -127,7 +104,7 @@ impl Open {
             .map(|(name, tensor)| {
                 // A VQ's table has an axis of codebooks in front.
                 let tensor = if name.starts_with("quantize.") { tensor.unsqueeze(0) } else { tensor };
-                (self.our_name(&name), tensor)
+                (our_name(&name), tensor)
             })
             .collect();
         load_into(&store, &weights)?;

@@ -9,8 +9,8 @@ use tch::{Kind, Tensor};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use super::ImportError;
 use super::pickle::{Id, Pickle, Storage, TensorView, Value};
+use super::{ImportError, flax};
 use crate::weights::{Weights, read_safetensors};
 
 /// Deepest nesting of dictionaries and modules that is followed.
@@ -18,10 +18,10 @@ const MAX_DEPTH: usize = 64;
 /// Most values that are looked at for tensors: shared dictionaries can stand for more than any memory holds.
 const MAX_VALUES: usize = 4_000_000;
 
-/// Reads the tensors of a checkpoint: safetensors, a PyTorch file (`torch.save` since PyTorch 1.6), or a TorchScript module
-/// (`.jit`). No code in the file is run.
+/// Reads the tensors of a checkpoint: safetensors, a PyTorch file (`torch.save` since PyTorch 1.6), a TorchScript module
+/// (`.jit`), or a flax checkpoint (MessagePack). No code in the file is run.
 ///
-/// Names are the paths of keys or attributes joined by dots (`encoder.conv_in.weight`). Where the file is a dictionary with
+/// Names are the paths of keys or attributes joined by dots (`encoder.conv_in.weight`), in a flax checkpoint by slashes. Where the file is a dictionary with
 /// a `state_dict` (PyTorch Lightning), that alone is read.
 ///
 /// # Errors
@@ -31,11 +31,16 @@ pub fn read_checkpoint(path: &Path) -> Result<BTreeMap<String, Tensor>, ImportEr
     let io = |error: std::io::Error| ImportError::File { path: path.display().to_string(), source: error };
     let mut file = File::open(path).map_err(io)?;
     let mut start = Vec::new();
-    (&mut file).take(4).read_to_end(&mut start).map_err(io)?;
+    (&mut file).take(9).read_to_end(&mut start).map_err(io)?;
     file.seek(SeekFrom::Start(0)).map_err(io)?;
     match start[..] {
         [b'P', b'K', ..] => Archive::open(file)?.tensors(),
         [0x80, 2..=5, ..] => Err(ImportError::Legacy),
+        _ if flax::is_flax(&start) => {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).map_err(io)?;
+            flax::read(&bytes)
+        }
         _ => Ok(read_safetensors(path)?),
     }
 }

@@ -26,7 +26,7 @@ fn large_case(name: &str) -> Option<Case> {
     case_of("magvit2", name)
 }
 
-fn case_of(system: &str, name: &str) -> Option<Case> {
+pub fn case_of(system: &str, name: &str) -> Option<Case> {
     let path = crate::full_set().join(format!("{system}/{name}.json"));
     let case = path.is_file().then(|| Case::load(&path).unwrap());
     if case.is_none() {
@@ -43,7 +43,7 @@ fn with_prefix(prefix: &str, weights: &Weights) -> Weights {
     all
 }
 
-fn near(ours: &Tensor, theirs: &Tensor) {
+pub fn near(ours: &Tensor, theirs: &Tensor) {
     assert!(ours.allclose(theirs, 1e-3, 1e-3, false), "{:?}", (ours - theirs).abs().max());
 }
 

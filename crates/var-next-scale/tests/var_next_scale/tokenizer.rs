@@ -150,7 +150,14 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(tokenizer.encode(&rand(&[1, 3, 1, 9, 8])).is_err());
     let ids = [1, 4, 16].map(|n| Tensor::full([1, n], 32, (Kind::Int64, Device::Cpu)));
     assert!(message(quantizer.embed(&ids, quantizer.pyramid()).unwrap_err()).contains("id 32"));
-    for bad in ["vocab_size = 0", "quant_resi = 2.0", "beta = -1.0", "eini = nan", "v_patch_nums = []", "unknown = 1"] {
+    for bad in [
+        "vocab_size = 0",
+        "quant_resi = 2.0",
+        "beta = -1.0",
+        "eini = nan",
+        "v_patch_nums = []",
+        "unknown = 1",
+    ] {
         let config = toml::from_str::<MultiScaleVqConfig>(bad).map(|config| config.validate());
         assert!(!matches!(config, Ok(Ok(()))), "{bad}");
     }
