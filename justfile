@@ -24,6 +24,9 @@ compression: (ablation "compression-4x4x4" "compression-4x8x8" "compression-8x4x
 scaling *args:
     cargo run --release -q -p experiments -- scaling experiments/configs/scaling-var.toml --widths 16,32,64,96,128 {{args}}
 
+# Train a masked generator with each of three masking strategies on the quickstart's tokens and print a table
+masking: (ablation "quickstart" "masking-maskgit" "masking-magvit" "masking-muse")
+
 # Run every test
 test *args:
     cargo test --workspace {{args}}

@@ -125,7 +125,7 @@ fn bench(criterion: &mut Criterion) {
     assert!(difference < 1e-3, "the two networks differ by {difference}");
 
     let mut group = criterion.benchmark_group("maskgit");
-    group.sample_size(10).measurement_time(Duration::from_secs(5));
+    group.sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
     let parameters = variables.trainable_variables();
     let backward = |loss: Tensor| Tensor::run_backward(&[loss], &parameters, false, false);
     group.bench_function("training step", |b| b.iter(|| black_box(backward(ours()))));

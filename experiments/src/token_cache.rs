@@ -51,14 +51,12 @@ impl TokenCache {
             "text": generator.text.as_ref().map(|text| Ok::<_, anyhow::Error>((text.fingerprint()?, text.max_tokens))).transpose()?,
         })
         .to_string();
-        if path.exists()
-            && let Ok(mut saved) = training::load_weights(&path)
-            && saved.config == made_of
-            && let Some(ids) = saved.tensors.remove("ids")
-        {
-            let captions = Captions::from_tensors(&mut saved.tensors);
-            if captions.is_some() == generator.text.is_some() {
-                return Ok(Self { ids, classes: saved.tensors.remove("classes"), captions });
+        // A run that takes its tokenizer of another can take its tokens, too.
+        let other = config.tokenizer_from.as_ref();
+        let other = other.map(|from| if from.exists() { from.clone() } else { run.with_file_name(from) });
+        for path in [Some(path.clone()), other.map(|other| other.join(CACHE_FILE))].into_iter().flatten() {
+            if let Some(cache) = Self::read(&path, &made_of, generator.text.is_some()) {
+                return Ok(cache);
             }
         }
         let cache = Self::make(config, generator, loaded)?;
@@ -68,6 +66,15 @@ impl TokenCache {
         tensors.extend(cache.captions.iter().flat_map(Captions::to_tensors));
         training::save_weights(&path, &tensors, &made_of)?;
         Ok(cache)
+    }
+
+    /// A cache that was made so; `None` if there is no such.
+    fn read(path: &Path, made_of: &str, captions: bool) -> Option<Self> {
+        let mut saved = training::load_weights(path).ok().filter(|saved| saved.config == made_of)?;
+        let ids = saved.tensors.remove("ids")?;
+        let classes = saved.tensors.remove("classes");
+        let read = Captions::from_tensors(&mut saved.tensors);
+        (read.is_some() == captions).then_some(Self { ids, classes, captions: read })
     }
 
     /// The largest class of a clip, where every clip has one.

@@ -378,3 +378,88 @@ fn a_killed_generator_continues_to_the_same_bits() {
     assert!(weights(whole.path()) == weights(killed.path()), "the weights differ");
     assert_eq!(scalars(&whole.path().join("runs/tiny/generator")), scalars(&run.join("generator")));
 }
+
+/// A published MaskGIT in small: 1024 codes, three classes, pixels as 2×2 tokens; in flax's names and layouts.
+fn write_published_maskgit(folder: &Path) {
+    let write = |name: &str, shapes: &[(String, Vec<i64>)]| {
+        tch::manual_seed(3);
+        let random = |shape: &[i64]| Tensor::randn(shape, tch::kind::FLOAT_CPU) * 0.2;
+        let tensors: Vec<(String, Tensor)> =
+            shapes.iter().map(|(name, shape)| (format!("params/{name}"), random(shape))).collect();
+        Tensor::write_safetensors(&tensors, folder.join(name)).unwrap();
+    };
+    let mut vqgan = vec![
+        ("encoder/Conv_0/kernel".to_string(), vec![3, 3, 3, 8]),
+        ("encoder/Conv_1/kernel".into(), vec![1, 1, 8, 4]),
+        ("encoder/Conv_1/bias".into(), vec![4]),
+        ("decoder/Conv_0/kernel".into(), vec![3, 3, 4, 8]),
+        ("decoder/Conv_0/bias".into(), vec![8]),
+        ("decoder/Conv_1/kernel".into(), vec![3, 3, 8, 3]),
+        ("decoder/Conv_1/bias".into(), vec![3]),
+        ("quantizer/codebook".into(), vec![1024, 4]),
+    ];
+    let norm = |name: String| ["scale", "bias"].map(|leaf| (format!("{name}/{leaf}"), vec![8]));
+    for half in ["encoder", "decoder"] {
+        vqgan.extend(norm(format!("{half}/LayerNorm_0")));
+        for part in [format!("{half}/ResBlock_0"), format!("{half}/ResBlock_1")] {
+            for index in 0..2 {
+                vqgan.extend(norm(format!("{part}/LayerNorm_{index}")));
+                vqgan.push((format!("{part}/Conv_{index}/kernel"), vec![3, 3, 8, 8]));
+            }
+        }
+    }
+    write("vqgan.safetensors", &vqgan);
+
+    let layer = "TransformerLayer_0";
+    let mut transformer = vec![
+        ("Embed_0/word_embeddings/embedding".to_string(), vec![1024 + 3 + 1, 8]),
+        ("Embed_0/position_embeddings/embedding".into(), vec![1 + 4, 8]),
+        (format!("{layer}/Attention_0/self_attention/out/kernel"), vec![2, 4, 8]),
+        (format!("{layer}/Attention_0/self_attention/out/bias"), vec![8]),
+        (format!("{layer}/Mlp_0/intermediate_output/kernel"), vec![8, 16]),
+        (format!("{layer}/Mlp_0/intermediate_output/bias"), vec![16]),
+        (format!("{layer}/Mlp_0/layer_output/kernel"), vec![16, 8]),
+        (format!("{layer}/Mlp_0/layer_output/bias"), vec![8]),
+        ("MlmLayer_0/mlm_dense/kernel".into(), vec![8, 8]),
+        ("MlmLayer_0/mlm_dense/bias".into(), vec![8]),
+        ("MlmLayer_0/mlm_bias/bias".into(), vec![1024 + 3 + 1]),
+    ];
+    for part in ["query", "key", "value"] {
+        transformer.push((format!("{layer}/Attention_0/self_attention/{part}/kernel"), vec![8, 2, 4]));
+        transformer.push((format!("{layer}/Attention_0/self_attention/{part}/bias"), vec![2, 4]));
+    }
+    for name in ["Embed_0/embeddings_ln", "MlmLayer_0/mlm_ln"] {
+        transformer.extend(norm(name.into()));
+    }
+    for name in ["Attention_0/attention_output_ln", "Mlp_0/layer_output_ln"] {
+        transformer.extend(norm(format!("{layer}/{name}")));
+    }
+    write("maskgit.safetensors", &transformer);
+}
+
+#[test]
+fn a_published_maskgit_is_imported_and_sampled() {
+    let folder = tempfile::tempdir().unwrap();
+    write_published_maskgit(folder.path());
+    std::fs::create_dir(folder.path().join("imagenet")).unwrap();
+    let import = |arguments: &[&str]| {
+        let mut command = vireo();
+        command.current_dir(folder.path()).arg("import").args(arguments);
+        command
+    };
+    import(&["maskgit-vqgan", "vqgan.safetensors", "-o", "imagenet/tokenizer.safetensors"])
+        .assert()
+        .success();
+    let generator = ["maskgit", "maskgit.safetensors", "-o", "imagenet/generator.safetensors"];
+    assert!(failure(&mut import(&generator)).contains("--tokenizer"));
+    import(&generator).args(["--tokenizer", "imagenet"]).assert().success();
+    let sample = |class: &str| {
+        let mut command = vireo();
+        command
+            .current_dir(folder.path())
+            .args(["sample", "-c", "imagenet", "-o", "out.png", "--class", class]);
+        command
+    };
+    sample("2").assert().success().stdout(predicate::str::contains("12 steps"));
+    assert!(failure(&mut sample("3")).contains("0..3"));
+}
