@@ -65,8 +65,8 @@ impl MultiScaleVqConfig {
         if !(-1.0..=1.0).contains(&self.quant_resi) {
             return Err(Error::config("quant_resi", self.quant_resi, "a number in [-1, 1]"));
         }
-        if !(self.eini.abs() <= 1e3) {
-            return Err(Error::config("eini", self.eini, "a number from -1000 to 1000"));
+        if !self.eini.is_finite() {
+            return Err(Error::config("eini", self.eini, "a number"));
         }
         for (field, count) in
             [("share_quant_resi", self.share_quant_resi), ("default_qresi_counts", self.default_qresi_counts)]
