@@ -101,10 +101,9 @@ impl Objective for GeneratorObjective {
     }
 
     fn loss(&mut self, _part: usize, batch: &TokenBatch, step: u64) -> video_core::Result<StepLoss> {
-        let device = self.variables.device();
-        let condition = self.generator.condition(batch, device);
         let seed = seeds::derive(self.seed, seeds::Stream::Step, step);
-        Ok(StepLoss::new(self.generator.loss(&batch.tokens.to_device(device), &condition, seed)?))
+        let [loss, _] = self.generator.losses(batch, self.variables.device(), seed)?;
+        Ok(StepLoss::new(loss))
     }
 }
 
@@ -121,6 +120,16 @@ pub fn check(config: &RunConfig, generator: &GeneratorRun) -> Result<()> {
     let shape = VideoShape { height, width, ..config.clip_shape() };
     generator.model.check_tokenizer(vocabulary, tokenizer.grid_shape(shape)?)?;
     generator.model.build(&variables.root(), &tokenizer)?;
+    if let Some(coarse) = generator.model.coarse_grid() {
+        let fine = generator.model.latent()?;
+        let (height, width) = (height * coarse.height / fine.height, width * coarse.width / fine.width);
+        let small = VideoShape { height, width, ..shape };
+        let made = tokenizer.grid_shape(small)?;
+        ensure!(
+            made == coarse,
+            "generator.model.base.grid = {coarse:?}, but the tokenizer makes {made:?} of clips of {height}×{width} pixels"
+        );
+    }
     check_conditions(config, generator)?;
     ensure!(generator.clips > 0, "generator.clips = 0: expected at least 1");
     ensure!(generator.batch_size > 0, "generator.batch_size = 0: expected at least 1");
@@ -247,11 +256,9 @@ fn plain_bits(
 fn bits_per_token(generator: &Generator, held_out: &TokenBatch, device: Device) -> Result<f64> {
     const DRAWS: u64 = 4;
     let mut sum = 0.0;
-    let tokens = held_out.tokens.to_device(device);
-    let condition = generator.condition(held_out, device);
     for seed in 0..DRAWS {
-        let loss = tch::no_grad(|| generator.loss(&tokens, &condition, seed))?;
-        sum += f64::try_from(loss)?;
+        let [_, nats] = tch::no_grad(|| generator.losses(held_out, device, seed))?;
+        sum += f64::try_from(nats)?;
     }
     Ok(sum / DRAWS as f64 / std::f64::consts::LN_2)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use maskgit::mask::{ConditionMode, MASK, RegionCondition};
-use maskgit::muse::{Muse, MuseGeneratorConfig, MuseLoss};
+use maskgit::muse::{Muse, MuseDecoded, MuseGeneratorConfig, MuseLoss, MusePair, MusePairConfig};
 use maskgit::{MaskGit, MaskGitConfig, MaskStrategy};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
@@ -20,6 +20,7 @@ use crate::tokenizer::{LoadedTokenizer, Tokenizer};
 /// Which generator, and its config: `kind = "maskgit"` and its fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // One per process, as the models.
 pub enum GeneratorConfig {
     /// Masked tokens, decoded in parallel: MaskGIT on images, MAGVIT's form on clips.
     Maskgit(MaskGitConfig),
@@ -29,6 +30,8 @@ pub enum GeneratorConfig {
     SpaceTimeVar(SpaceTimeVarConfig),
     /// Muse's base model: masked tokens given text.
     Muse(MuseGeneratorConfig),
+    /// Muse's base and super-resolution models, on the tokens of small and of whole clips.
+    MusePair(MusePairConfig),
 }
 
 impl GeneratorConfig {
@@ -52,6 +55,7 @@ impl GeneratorConfig {
                 quantizer().and_then(|q| SpaceTimeVar::new(path, config, q)).map(Generator::SpaceTimeVar)
             }
             Self::Muse(config) => Muse::new(path, config).map(Generator::Muse),
+            Self::MusePair(config) => MusePair::new(path, config).map(Generator::MusePair),
         };
         Ok(generator.map_err(|error| error.within("generator.model"))?)
     }
@@ -74,19 +78,11 @@ impl GeneratorConfig {
                 transformer: plain_var(&config.transformer),
                 ..config.clone()
             }),
-            Self::Muse(config) => {
-                let no_mask_token_prob = match config.sampling.can_remask_prev_masked {
-                    true => config.loss.no_mask_token_prob,
-                    false => 0.0,
-                };
-                let loss = MuseLoss {
-                    cond_drop_prob: 0.0,
-                    critic_loss_weight: 0.0,
-                    no_mask_token_prob,
-                    ..config.loss
-                };
-                Self::Muse(MuseGeneratorConfig { loss, ..config.clone() })
-            }
+            Self::Muse(config) => Self::Muse(plain_muse(config)),
+            Self::MusePair(config) => Self::MusePair(MusePairConfig {
+                base: plain_muse(&config.base),
+                super_resolution: plain_muse(&config.super_resolution),
+            }),
         }
     }
 
@@ -133,6 +129,7 @@ impl GeneratorConfig {
         Ok(match self {
             Self::Maskgit(config) => config.grid,
             Self::Muse(config) => config.grid,
+            Self::MusePair(config) => config.super_resolution.grid,
             Self::Var(config) => row(config.pyramid()?.tokens()),
             Self::SpaceTimeVar(config) => row(config.pyramid()?.tokens(config.max_chunks)),
         })
@@ -146,6 +143,7 @@ impl GeneratorConfig {
         Ok(match self {
             Self::Maskgit(config) => config.grid,
             Self::Muse(config) => config.grid,
+            Self::MusePair(config) => config.super_resolution.grid,
             Self::Var(config) => config.pyramid()?.last(),
             Self::SpaceTimeVar(config) => {
                 let pyramid = config.pyramid()?;
@@ -175,11 +173,19 @@ impl GeneratorConfig {
         }
     }
 
+    /// The grid of the same clips in small, for a generator that works from coarse to fine grids.
+    pub fn coarse_grid(&self) -> Option<GridShape> {
+        match self {
+            Self::MusePair(config) => Some(config.base.grid),
+            _ => None,
+        }
+    }
+
     /// How many classes there are; 0 where classes are no condition.
     pub fn num_classes(&self) -> i64 {
         match self {
             Self::Maskgit(config) => config.num_classes,
-            Self::Muse(_) => 0,
+            Self::Muse(_) | Self::MusePair(_) => 0,
             Self::Var(config) => config.num_classes,
             Self::SpaceTimeVar(config) => config.transformer.num_classes,
         }
@@ -190,13 +196,15 @@ impl GeneratorConfig {
     /// # Errors
     /// Both sides are named.
     pub fn check_text(&self, text: &TextConfig) -> Result<()> {
-        let Self::Muse(config) = self else {
-            bail!("generator.text: this generator takes no text; kind = \"muse\" does");
+        let (field, ours) = match self {
+            Self::Muse(config) => ("transformer.text_dim", config.transformer.text_dim),
+            Self::MusePair(config) => ("base.transformer.text_dim", config.base.transformer.text_dim),
+            _ => bail!("generator.text: this generator takes no text; kind = \"muse\" does"),
         };
-        let (ours, theirs) = (config.transformer.text_dim, text.dim()?);
+        let theirs = text.dim()?;
         ensure!(
             ours == theirs,
-            "generator.model.transformer.text_dim = {ours}, but the text encoder at {} gives {theirs} numbers a token: make them equal",
+            "generator.model.{field} = {ours}, but the text encoder at {} gives {theirs} numbers a token: make them equal",
             text.encoder.display()
         );
         Ok(())
@@ -210,6 +218,7 @@ impl GeneratorConfig {
         let (field, codes) = match self {
             Self::Maskgit(config) => ("codebook_size", config.codebook_size),
             Self::Muse(config) => ("transformer.num_tokens", config.transformer.num_tokens),
+            Self::MusePair(config) => ("base.transformer.num_tokens", config.base.transformer.num_tokens),
             Self::Var(config) => ("vocab_size", config.vocab_size),
             Self::SpaceTimeVar(config) => ("transformer.vocab_size", config.transformer.vocab_size),
         };
@@ -228,7 +237,7 @@ impl GeneratorConfig {
         self.check_vocabulary(vocabulary_size)?;
         let (ours, GridShape { frames, height, width }) = (self.grid()?, grid);
         let write = match self {
-            Self::Maskgit(_) | Self::Muse(_) => {
+            Self::Maskgit(_) | Self::Muse(_) | Self::MusePair(_) => {
                 format!("write grid = {{ frames = {frames}, height = {height}, width = {width} }}")
             }
             Self::Var(_) => "patch_nums must be the tokenizer's v_patch_nums".into(),
@@ -245,6 +254,16 @@ impl GeneratorConfig {
         );
         Ok(())
     }
+}
+
+/// The same model with all texts, no critic and, unless sampling needs them, no tokens that are predicted where they stand.
+fn plain_muse(config: &MuseGeneratorConfig) -> MuseGeneratorConfig {
+    let no_mask_token_prob = match config.sampling.can_remask_prev_masked {
+        true => config.loss.no_mask_token_prob,
+        false => 0.0,
+    };
+    let loss = MuseLoss { cond_drop_prob: 0.0, critic_loss_weight: 0.0, no_mask_token_prob, ..config.loss };
+    MuseGeneratorConfig { loss, ..config.clone() }
 }
 
 /// The same transformer with nothing dropped and nothing smoothed.
@@ -264,6 +283,8 @@ pub enum Generator {
     SpaceTimeVar(SpaceTimeVar),
     /// Muse.
     Muse(Muse),
+    /// Muse's two models.
+    MusePair(MusePair),
 }
 
 impl std::ops::Deref for Generator {
@@ -275,6 +296,7 @@ impl std::ops::Deref for Generator {
             Self::Var(generator) => generator,
             Self::SpaceTimeVar(generator) => generator,
             Self::Muse(generator) => generator,
+            Self::MusePair(generator) => generator,
         }
     }
 }
@@ -296,6 +318,14 @@ impl Sampled {
             decided.masked_fill(&input.eq(mask), step as i64)
         });
         Ok(Self { tokens: TokenGrid::new(ids)?, steps: inputs.len(), decided })
+    }
+
+    /// Of a Muse.
+    fn of_muse(generator: &Muse, decoded: &MuseDecoded) -> Result<Self> {
+        let GridShape { frames, height, width } = generator.config().grid;
+        let grid = |ids: &Tensor| ids.view([-1, frames, height, width]);
+        let inputs: Vec<Tensor> = decoded.inputs.iter().map(grid).collect();
+        Self::of(grid(&decoded.ids), &inputs, generator.transformer().mask_id())
     }
 }
 
@@ -320,10 +350,14 @@ impl Generator {
             }
             Self::Muse(generator) => {
                 let decoded = generator.sample_above(None, condition, options)?;
-                let GridShape { frames, height, width } = generator.config().grid;
-                let grid = |ids: &Tensor| ids.view([-1, frames, height, width]);
-                let inputs: Vec<Tensor> = decoded.inputs.iter().map(grid).collect();
-                Sampled::of(grid(&decoded.ids), &inputs, generator.transformer().mask_id())
+                Sampled::of_muse(generator, &decoded)
+            }
+            Self::MusePair(generator) => {
+                let [coarse, fine] = generator.sample_both(condition, options)?;
+                let fine = Sampled::of_muse(generator.super_resolution(), &fine)?;
+                let before = coarse.inputs.len();
+                let decided = fine.decided + before as i64;
+                Ok(Sampled { steps: before + fine.steps, decided, ..fine })
             }
         }
     }
@@ -346,6 +380,22 @@ impl Generator {
         let region = Some((ConditionMode::InputToInput, region));
         let decoded = generator.sample_in_region(region, condition.class.as_ref(), options)?;
         Sampled::of(decoded.ids, &decoded.inputs, MASK)
+    }
+
+    /// The training loss of a batch, and its nats per token, 0-d both.
+    ///
+    /// # Errors
+    /// As [`TokenGenerator::loss`].
+    pub fn losses(&self, batch: &TokenBatch, device: Device, seed: u64) -> video_core::Result<[Tensor; 2]> {
+        let (tokens, condition) = (batch.tokens.to_device(device), self.condition(batch, device));
+        let (Self::MusePair(pair), Some(coarse)) = (self, &batch.coarse) else {
+            let loss = self.loss(&tokens, &condition, seed)?;
+            return Ok([loss.shallow_clone(), loss]);
+        };
+        let counts = [coarse.shape().tokens(), tokens.shape().tokens()].map(|count| count as f64);
+        let [base, fine] = pair.losses(&coarse.to_device(device), &tokens, &condition, seed)?;
+        let mean = (&base * counts[0] + &fine * counts[1]) / (counts[0] + counts[1]);
+        Ok([base + fine, mean])
     }
 
     /// What a batch says of its clips, as far as the generator serves it.

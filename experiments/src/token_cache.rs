@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use layers::{fold_time, unfold_time};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Kind, Tensor};
 use training::Batches;
-use video_core::{TokenGrid, seeds};
+use video_core::{GridShape, TokenGrid, seeds};
 use video_data::{Clip, Loader, LoaderConfig, Split};
 
 use crate::config::{GeneratorRun, RunConfig};
@@ -25,6 +26,8 @@ pub const CACHE_FILE: &str = "tokens.safetensors";
 pub struct TokenCache {
     /// int32 `[N, T', H', W']`.
     ids: Tensor,
+    /// The same of the clips in small, for a generator that works from coarse to fine.
+    coarse: Option<Tensor>,
     /// int64 `[N]`, where every clip has a class.
     classes: Option<Tensor>,
     /// Where the run names a text encoder.
@@ -44,6 +47,7 @@ impl TokenCache {
     ) -> Result<Self> {
         let path = run.join(CACHE_FILE);
         let made_of = serde_json::json!({
+            "coarse": generator.model.coarse_grid(),
             "tokenizer": loaded.fingerprint,
             "data": serde_json::to_value(&config.data)?,
             "clips": generator.clips,
@@ -63,6 +67,7 @@ impl TokenCache {
         let mut tensors = BTreeMap::from([("ids".to_string(), cache.ids.shallow_clone())]);
         tensors
             .extend(cache.classes.as_ref().map(|classes| ("classes".to_string(), classes.shallow_clone())));
+        tensors.extend(cache.coarse.as_ref().map(|coarse| ("coarse".to_string(), coarse.shallow_clone())));
         tensors.extend(cache.captions.iter().flat_map(Captions::to_tensors));
         training::save_weights(&path, &tensors, &made_of)?;
         Ok(cache)
@@ -72,9 +77,9 @@ impl TokenCache {
     fn read(path: &Path, made_of: &str, captions: bool) -> Option<Self> {
         let mut saved = training::load_weights(path).ok().filter(|saved| saved.config == made_of)?;
         let ids = saved.tensors.remove("ids")?;
-        let classes = saved.tensors.remove("classes");
+        let (classes, coarse) = (saved.tensors.remove("classes"), saved.tensors.remove("coarse"));
         let read = Captions::from_tensors(&mut saved.tensors);
-        (read.is_some() == captions).then_some(Self { ids, classes, captions: read })
+        (read.is_some() == captions).then_some(Self { ids, coarse, classes, captions: read })
     }
 
     /// The largest class of a clip, where every clip has one.
@@ -95,14 +100,20 @@ impl TokenCache {
         let bar = ProgressBar::new(generator.clips as u64).with_style(ProgressStyle::with_template(
             "tokens of clips {bar:30} {pos}/{len} {per_sec}, {eta} left",
         )?);
-        let (mut ids, mut classes, mut captions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ids, mut coarse) = (Vec::new(), Vec::new());
+        let (mut classes, mut captions) = (Vec::new(), Vec::new());
         let mut clips = 0;
         while clips < generator.clips {
             let batch = loader.next()?;
-            let tokens = no_grad(|| loaded.tokenizer.encode(&batch.video.to_device(loaded.device)))?;
+            let video = batch.video.to_device(loaded.device);
+            let tokens = loaded.tokenizer.encode(&video)?;
+            let cached = |tokens: &TokenGrid| tokens.ids().to_device(tch::Device::Cpu).to_kind(Kind::Int);
+            if let Some(grid) = generator.model.coarse_grid() {
+                coarse.push(cached(&coarse_tokens(&video, grid, loaded)?));
+            }
             clips += tokens.batch() as usize;
             bar.set_position(clips.min(generator.clips) as u64);
-            ids.push(tokens.ids().to_device(tch::Device::Cpu).to_kind(Kind::Int));
+            ids.push(cached(&tokens));
             classes.extend(batch.classes);
             if generator.text.is_some() {
                 let Some(texts) = batch.captions else {
@@ -121,14 +132,25 @@ impl TokenCache {
             Some(text) => Some(Captions::embed(&captions, &text.open(loaded.device)?)?),
             None => None,
         };
-        Ok(Self { ids: ids.narrow(0, 0, count), classes, captions })
+        let coarse = (!coarse.is_empty()).then(|| Tensor::cat(&coarse, 0).narrow(0, 0, count));
+        Ok(Self { ids: ids.narrow(0, 0, count), coarse, classes, captions })
     }
+}
+
+/// The tokens of videos `[B, 3, T, H, W]` that are scaled down so that they have this grid.
+fn coarse_tokens(video: &Tensor, grid: GridShape, loaded: &LoadedTokenizer) -> Result<TokenGrid> {
+    let compression = loaded.tokenizer.compression();
+    let size = [grid.height * compression.height, grid.width * compression.width];
+    let small = unfold_time(&fold_time(video).adaptive_avg_pool2d(size), video.size()[0]);
+    Ok(loaded.tokenizer.encode(&small)?)
 }
 
 /// The tokens of some clips and what is known of these.
 pub struct TokenBatch {
     /// The tokens.
     pub tokens: TokenGrid,
+    /// The tokens of the clips in small, for a generator that works from coarse to fine.
+    pub coarse: Option<TokenGrid>,
     /// int64 `[B]`.
     pub classes: Option<Tensor>,
     /// The captions' embeddings `[B, L, D]` and their mask, bool `[B, L]`.
@@ -141,13 +163,15 @@ impl TokenBatch {
     /// # Errors
     /// Clips of several sizes, or without a caption where the run has a text encoder.
     pub fn of_clips(clips: &[Clip], generator: &GeneratorRun, loaded: &LoadedTokenizer) -> Result<Self> {
-        let ids = clips
-            .iter()
-            .map(|clip| {
-                let video = clip.to_float().unsqueeze(0).to_device(loaded.device);
-                Ok(loaded.tokenizer.encode(&video)?.ids().shallow_clone())
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let (mut ids, mut coarse) = (Vec::new(), Vec::new());
+        for clip in clips {
+            let video = clip.to_float().unsqueeze(0).to_device(loaded.device);
+            ids.push(loaded.tokenizer.encode(&video)?.ids().shallow_clone());
+            if let Some(grid) = generator.model.coarse_grid() {
+                coarse.push(coarse_tokens(&video, grid, loaded)?.ids().shallow_clone());
+            }
+        }
+        let coarse = (!coarse.is_empty()).then(|| TokenGrid::new(Tensor::cat(&coarse, 0))).transpose()?;
         let classes: Option<Vec<i64>> = clips.iter().map(|clip| clip.class).collect();
         let text = match &generator.text {
             None => None,
@@ -160,6 +184,7 @@ impl TokenBatch {
         };
         Ok(Self {
             tokens: TokenGrid::new(Tensor::f_cat(&ids, 0).context("clips of several sizes")?)?,
+            coarse,
             classes: classes.map(|classes| Tensor::from_slice(&classes)),
             text,
         })
@@ -189,9 +214,11 @@ impl Batches for CachedTokens {
         let text = self.cache.captions.as_ref().map(|captions| captions.of(&rows));
         let rows = Tensor::from_slice(&rows);
         self.position += 1;
-        let tokens = TokenGrid::new(self.cache.ids.index_select(0, &rows).to_kind(Kind::Int64))?;
+        let of = |ids: &Tensor| TokenGrid::new(ids.index_select(0, &rows).to_kind(Kind::Int64));
+        let tokens = of(&self.cache.ids)?;
+        let coarse = self.cache.coarse.as_ref().map(of).transpose()?;
         let classes = self.cache.classes.as_ref().map(|all| all.index_select(0, &rows));
-        Ok(TokenBatch { tokens, classes, text })
+        Ok(TokenBatch { tokens, coarse, classes, text })
     }
 
     fn position(&self) -> u64 {

@@ -379,6 +379,58 @@ fn a_killed_generator_continues_to_the_same_bits() {
     assert_eq!(scalars(&whole.path().join("runs/tiny/generator")), scalars(&run.join("generator")));
 }
 
+/// Muse's two models: the clips of 8 pixels a side, and those of 16.
+const MUSE_PAIR: &str = r#"
+[generator]
+clips = 6
+batch_size = 2
+
+[generator.model]
+kind = "muse_pair"
+
+[generator.model.base]
+grid = { frames = 2, height = 2, width = 2 }
+sampling = { timesteps = 3 }
+transformer = { num_tokens = 64, seq_len = 8, dim = 16, depth = 1, heads = 2, dim_head = 8, text_dim = 16 }
+
+[generator.model.super_resolution]
+grid = { frames = 2, height = 4, width = 4 }
+low_resolution = { frames = 2, height = 2, width = 2 }
+sampling = { timesteps = 2 }
+transformer = { num_tokens = 64, seq_len = 32, dim = 16, depth = 1, heads = 2, dim_head = 8, text_dim = 16 }
+
+[generator.train]
+steps = 4
+learning_rate = 1e-3
+
+[generator.evaluation]
+clips = 3
+samples = 1
+"#;
+
+#[test]
+fn muse_goes_from_a_coarse_grid_to_a_fine_one() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tiny.toml"), format!("{TINY}{MUSE_PAIR}")).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = vireo();
+        command.current_dir(folder.path()).args(["run", "tiny.toml"]).args(arguments);
+        command
+    };
+    let low = "generator.model.super_resolution.low_resolution.frames=1";
+    let message = failure(&mut run(&["--set", low]));
+    assert!(message.contains("low_resolution") && message.contains("the base's grid"), "{message}");
+    run(&[]).assert().success();
+    let generation = json(&folder.path().join("runs/tiny/generation.json"));
+    assert_eq!(generation["sampling_steps"], 3 + 2);
+    assert!(generation["bits_per_token"].as_f64().unwrap() > 1.0);
+    let mut sample = vireo();
+    sample.current_dir(folder.path()).args(["sample", "-c", "runs/tiny"]);
+    sample.assert().success().stdout(predicate::str::contains("4 clips of 5 frames, 5 steps"));
+    // It was trained without texts.
+    assert!(failure(sample.args(["--text", "a red disc"])).contains("[generator.text]"));
+}
+
 /// A published MaskGIT in small: 1024 codes, three classes, pixels as 2×2 tokens; in flax's names and layouts.
 fn write_published_maskgit(folder: &Path) {
     let write = |name: &str, shapes: &[(String, Vec<i64>)]| {

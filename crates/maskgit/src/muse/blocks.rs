@@ -93,10 +93,10 @@ impl MuseAttention {
     }
 }
 
-/// x / |x| over the last axis.
+/// x / |x| over the last axis; 0 stays 0, as keys of padding are, and its gradient is finite.
 fn normalize(x: &Tensor) -> Tensor {
     let squares = x.square().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
-    x / squares.sqrt().clamp_min(1e-12)
+    x / squares.clamp_min(1e-24).sqrt()
 }
 
 /// Gated feed-forward with a norm inside. Variables: `norm.gamma`, `up`, `inner_norm.gamma`, `down`.

@@ -1,6 +1,7 @@
 use maskgit::muse::{
-    Critic, CriticConfig, Muse, MuseConfig, MuseContext, MuseDraws, MuseGeneratorConfig, MuseLoss,
-    MuseSampling, MuseTransformer, MuseVqgan, MuseVqganConfig, generate, masked_counts, muse_loss,
+    Critic, CriticConfig, Muse, MuseConfig, MuseContext, MuseDraws, MuseGeneratorConfig, MuseLoss, MusePair,
+    MusePairConfig, MuseSampling, MuseTransformer, MuseVqgan, MuseVqganConfig, generate, masked_counts,
+    muse_loss,
 };
 use proptest::prelude::*;
 use tch::nn::OptimizerConfig;
@@ -158,7 +159,15 @@ fn base_and_super_resolution_are_generators() {
     assert_eq!(low.ids(), base.sample(&condition, coarse, &options).unwrap().ids());
     let high = above.sample_above(Some(&low), &condition, &options).unwrap().ids;
     let high = TokenGrid::new(high.view([2, 2, 4, 4])).unwrap();
-    assert!(base.loss(&low, &Condition::default(), 1).unwrap().double_value(&[]).is_finite());
+    base.loss(&low, &Condition::default(), 1).unwrap().backward();
+    // Text of zeros, as padding is, must not spoil gradients.
+    for (name, variable) in
+        variables.variables().into_iter().filter(|(name, _)| name.starts_with("base.transformer"))
+    {
+        let grad = variable.grad();
+        let finite = !grad.defined() || grad.isfinite().all().int64_value(&[]) == 1;
+        assert!(finite, "the gradient of {name} is not finite");
+    }
     above.loss_above(&high, Some(&low), &condition, 1).unwrap().backward();
 
     let error = above.sample(&condition, fine, &options).unwrap_err().to_string();
@@ -170,4 +179,21 @@ fn base_and_super_resolution_are_generators() {
     let first = Condition { first_frames: Some(low.clone()), ..Condition::default() };
     assert!(base.loss(&low, &first, 1).unwrap_err().to_string().contains("FirstFrames"));
     assert!(MuseGeneratorConfig { grid: fine, ..config(coarse) }.validate().is_err());
+
+    // Both as one.
+    let both = MusePairConfig {
+        base: config(coarse),
+        super_resolution: MuseGeneratorConfig { low_resolution: Some(coarse), ..config(fine) },
+    };
+    let pair = MusePair::new(&(variables.root() / "pair"), &both).unwrap();
+    let [base, above] = pair.losses(&low, &high, &condition, 1).unwrap();
+    assert_eq!(base.double_value(&[]), pair.base().loss(&low, &condition, 1).unwrap().double_value(&[]));
+    (base + above).backward();
+    let options = SampleOptions { filter: Filter::default(), ..options };
+    let made = pair.sample(&condition, fine, &options).unwrap();
+    assert_eq!(made.ids(), pair.sample(&condition, fine, &options).unwrap().ids());
+    assert!(pair.sample(&condition, coarse, &options).is_err());
+    assert!(pair.loss(&high, &condition, 1).unwrap_err().to_string().contains("coarse"));
+    let apart = MusePairConfig { super_resolution: config(fine), ..both };
+    assert!(apart.validate().unwrap_err().to_string().contains("super_resolution.low_resolution"));
 }
