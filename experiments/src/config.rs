@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use training::TrainConfig;
 use video_core::VideoShape;
 use video_core::sampling::Filter;
-use video_data::{DataConfig, Split};
+use video_data::{ClipConfig, DataConfig, Split};
 
 use crate::generator::GeneratorConfig;
 use crate::text::TextConfig;
@@ -57,6 +57,9 @@ pub struct RunConfig {
 pub struct GeneratorRun {
     /// Training clips whose tokens are made and kept.
     pub clips: usize,
+    /// Their frames, size and frame rate, if they are not the tokenizer's: longer, or of faster motion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<ClipConfig>,
     /// Token grids of a training step.
     pub batch_size: usize,
     /// The generator.
@@ -213,6 +216,16 @@ impl RunConfig {
         );
         ensure!(config.evaluation.clips > 0, "{}: evaluation.clips = 0: expected at least 1", path.display());
         Ok(config)
+    }
+
+    /// The second stage, if there is one, and the config whose clips are those of the second stage.
+    pub fn second_stage(&self) -> Option<(Self, GeneratorRun)> {
+        let generator = self.generator.clone()?;
+        let mut config = self.clone();
+        if let Some(clip) = &generator.clip {
+            config.data.clip = clip.clone();
+        }
+        Some((config, generator))
     }
 
     /// The shape of a batch of training clips.

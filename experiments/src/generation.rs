@@ -186,6 +186,7 @@ pub fn train(config: &RunConfig, generator: &GeneratorRun, run: &Path) -> Result
     let folder = run.join(GENERATOR_FOLDER);
     let mut description = serde_json::json!({
         "tokenizer": loaded.fingerprint,
+        "data": serde_json::to_value(&config.data)?,
         "generator": serde_json::to_value(&generator.model)?,
         "clips": generator.clips,
         "batch_size": generator.batch_size,

@@ -31,7 +31,8 @@ pub struct Input {
     /// Whether the input is a single picture.
     pub is_image: bool,
     name: String,
-    pad: bool,
+    /// From so many frames on, the last is repeated where the time stride asks for more.
+    pad_from: i64,
     compression: Compression,
     device: Device,
     last_frame: Option<Tensor>,
@@ -66,7 +67,7 @@ impl Input {
                 frames: 0,
                 is_image: true,
                 name,
-                pad: args.pad,
+                pad_from: if args.pad { 1 } else { i64::MAX },
                 compression,
                 device,
                 last_frame: None,
@@ -100,7 +101,7 @@ impl Input {
             frames: 0,
             is_image: false,
             name,
-            pad: args.pad,
+            pad_from: if args.pad { 1 } else { i64::MAX },
             compression,
             device,
             last_frame: None,
@@ -108,6 +109,13 @@ impl Input {
             bar,
             source: Source::Video(Box::new(reader)),
         })
+    }
+
+    /// Pads a video of at least one full time stride as if `--pad` were given: for those who show what comes back and keep no
+    /// tokens.
+    #[must_use]
+    pub fn padded_after_first_stride(self) -> Self {
+        Self { pad_from: self.pad_from.min(1 + self.compression.time), ..self }
     }
 
     /// The next frames `[1, 3, t, H, W]`, padded; `None` at the end.
@@ -146,7 +154,7 @@ impl Input {
             return Ok(None);
         }
         ensure!(
-            self.pad,
+            self.frames >= self.pad_from,
             "{}: {} frames, the tokenizer needs 1 + k·{}: give --pad to repeat the last frame up to {} (decoding removes it again), or --frames {} to crop",
             self.name,
             self.frames,

@@ -36,10 +36,10 @@ pub fn run(config: &RunConfig, runs: &Path) -> Result<()> {
         eprintln!("evaluation is there already");
     }
     let evaluation = Evaluation::read(&run)?;
-    if let Some(generator) = &config.generator {
-        let trained = generation::train(config, generator, &run)?;
+    if let Some((config, generator)) = config.second_stage() {
+        let trained = generation::train(&config, &generator, &run)?;
         if Generation::read(&run)?.is_none_or(|generation| generation.step != trained) {
-            generation::evaluate(config, generator, &run, trained)?;
+            generation::evaluate(&config, &generator, &run, trained)?;
         }
     }
     print_summary(&evaluation);
@@ -70,8 +70,8 @@ pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
             return Ok(checkpoint.step());
         }
     }
-    if let Some(generator) = &config.generator {
-        generation::check(config, generator)?;
+    if let Some((config, generator)) = config.second_stage() {
+        generation::check(&config, &generator)?;
     }
     // All that the config may get wrong comes before the run's folder is made.
     seeds::seed_torch(config.seed, seeds::Stream::Init, 0);
@@ -103,8 +103,8 @@ pub fn train(config: &RunConfig, runs: &Path) -> Result<u64> {
 
 /// The tokenizer stage of a run that takes another's: a copy of it, and the number of steps behind it (0 for a bare file).
 fn take_tokenizer(config: &RunConfig, from: &Path, runs: &Path) -> Result<u64> {
-    if let Some(generator) = &config.generator {
-        generation::check(config, generator)?;
+    if let Some((config, generator)) = config.second_stage() {
+        generation::check(&config, &generator)?;
     }
     let from = if from.exists() { from.to_path_buf() } else { runs.join(from) };
     let source = if from.is_dir() { from.join(WEIGHTS_FILE) } else { from.clone() };

@@ -18,7 +18,8 @@ pub fn reconstruct(args: &ReconstructArgs) -> Result<()> {
     let loaded = LoadedTokenizer::open(&args.checkpoint.checkpoint, device(&args.checkpoint.device)?)?;
     let compression = loaded.tokenizer.compression();
     let vocabulary_size = loaded.vocabulary_size()?;
-    let mut input = Input::open(&args.input, &args.read, compression, loaded.device)?;
+    let mut input =
+        Input::open(&args.input, &args.read, compression, loaded.device)?.padded_after_first_stride();
     loaded.tokenizer.picture_grid(input.padded_height, input.padded_width)?;
     let stem = args.input.file_stem().unwrap_or_default().to_string_lossy();
     let extension = if input.is_image { "png" } else { "mp4" };
