@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use metrics::psnr::{PsnrConvention, mean_colour_psnr, psnr};
 use metrics::ssim::{SsimConvention, ssim};
 use metrics::usage::CodebookUsage;
@@ -109,13 +109,13 @@ fn take_tokenizer(config: &RunConfig, from: &Path, runs: &Path) -> Result<u64> {
     let from = if from.exists() { from.to_path_buf() } else { runs.join(from) };
     let source = if from.is_dir() { from.join(WEIGHTS_FILE) } else { from.clone() };
     let trained = tokenizer::read_config(&from).context("tokenizer_from")?;
-    ensure!(
-        trained == config.tokenizer,
-        "tokenizer_from: {} is the tokenizer {}, but the config's is {}: take [tokenizer] from the run that trained it",
-        source.display(),
-        serde_json::to_string(&trained)?,
-        serde_json::to_string(&config.tokenizer)?
-    );
+    let (theirs, ours) = (serde_json::to_value(&trained)?, serde_json::to_value(&config.tokenizer)?);
+    if let Some((field, theirs, ours)) = training::first_difference("tokenizer", &theirs, &ours) {
+        bail!(
+            "tokenizer_from: {} was trained with {field} = {theirs}, but the config has {ours}: take [tokenizer] from the run that trained it",
+            source.display()
+        );
+    }
     let step = match Evaluation::read(&from) {
         Ok(evaluation) => evaluation.step,
         Err(_) => 0,

@@ -235,8 +235,8 @@ fn step_folders(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-/// The first place where two JSON values differ, with both values.
-fn first_difference(field: &str, saved: &Value, now: &Value) -> Option<(String, String, String)> {
+/// The first place where two JSON values differ, below a name: its path and both values.
+pub fn first_difference(field: &str, saved: &Value, now: &Value) -> Option<(String, String, String)> {
     match (saved, now) {
         (Value::Object(a), Value::Object(b)) => {
             let names = a.keys().chain(b.keys().filter(|name| !a.contains_key(*name)));

@@ -70,7 +70,7 @@ mod tensorboard;
 mod trainer;
 mod weights;
 
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, first_difference};
 pub use config::{EmaConfig, PartConfig, TrainConfig};
 pub use error::{Error, Result};
 pub use interrupt::request_stop;

@@ -112,8 +112,8 @@ fn a_run_can_take_the_tokenizer_of_another() {
     ]));
     assert!(
         message.contains("tokenizer_from")
-            && message.contains("\"bits\":6")
-            && message.contains("\"bits\":7"),
+            && message.contains("tokenizer.quantizer.bits = 6")
+            && message.contains("the config has 7"),
         "{message}"
     );
 }
