@@ -20,9 +20,9 @@ ablation +names:
 # Train at every compression from 4×4×4 to 8×8×8 and print a table
 compression: (ablation "compression-4x4x4" "compression-4x8x8" "compression-8x4x4" "compression-8x8x8")
 
-# Train VAR at five widths and fit power laws of its loss: runs/scaling-var/scaling.html
+# Train VAR at six widths and fit power laws of its loss: runs/scaling-var/scaling.html (one thread: the networks are small)
 scaling *args:
-    cargo run --release -q -p experiments -- scaling experiments/configs/scaling-var.toml --widths 16,32,64,96,128 {{args}}
+    cargo run --release -q -p experiments -- --threads 1 scaling experiments/configs/scaling-var.toml --widths 16,32,48,64,96,128 {{args}}
 
 # Train a masked generator with each of three masking strategies on the quickstart's tokens and print a table
 masking: (ablation "quickstart" "masking-maskgit" "masking-magvit" "masking-muse")

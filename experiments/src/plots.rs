@@ -108,12 +108,16 @@ pub fn power_law(
     if !(first > 0.0 && low > 0.0 && last.is_finite() && high.is_finite()) {
         return Err(anyhow!("cannot draw the plot {title}: it has no points, or some that are not above 0"));
     }
-    // A margin of a twentieth of each axis.
+    // Logarithms on linear axes: an axis of less than a decade needs labels too.
+    let logs = |(x, y): (f64, f64)| (x.log10(), y.log10());
     let wide = |low: f64, high: f64| {
-        let margin = (high / low).powf(0.05).max(1.02);
-        low / margin..high * margin
+        let margin = 0.05 * (high - low).max(0.1);
+        low - margin..high + margin
     };
-    let (xs, ys) = (wide(first, last), wide(low, high));
+    let (first, last) = (first.log10(), last.log10());
+    let at = |x: f64| law(10f64.powf(x)).log10();
+    let xs = wide(first, last);
+    let ys = wide(low.log10().min(at(xs.end)), high.log10().max(at(xs.start)));
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (620, 380)).into_drawing_area();
@@ -123,7 +127,7 @@ pub fn power_law(
             .margin(8)
             .x_label_area_size(36)
             .y_label_area_size(58)
-            .build_cartesian_2d(xs.clone().log_scale(), ys.log_scale())
+            .build_cartesian_2d(xs.clone(), ys)
             .map_err(|e| draw(&e))?;
         chart
             .configure_mesh()
@@ -132,23 +136,24 @@ pub fn power_law(
             .axis_style(RGBColor(150, 156, 166))
             .x_desc(x_label)
             .y_desc(y_label)
-            .x_labels(5)
+            .x_labels(6)
             .y_labels(6)
-            .x_label_formatter(&|v| format!("{v:.0e}"))
-            .y_label_formatter(&|v| format!("{v:.2}"))
+            .x_label_formatter(&|v| format!("{:.1e}", 10f64.powf(*v)))
+            .y_label_formatter(&|v| format!("{:.2}", 10f64.powf(*v)))
             .label_style(("sans-serif", 11))
             .draw()
             .map_err(|e| draw(&e))?;
         let ink = RGBColor(30, 36, 48);
-        let line = (0..=100).map(|i| xs.start * (xs.end / xs.start).powf(f64::from(i) / 100.0));
+        // A straight line; dashes need more points than its ends.
+        let line = (0..=100).map(|i| xs.start + (xs.end - xs.start) * f64::from(i) / 100.0);
         chart
-            .draw_series(DashedLineSeries::new(line.map(|x| (x, law(x))), 6, 4, ink.stroke_width(1)))
+            .draw_series(DashedLineSeries::new(line.map(|x| (x, at(x))), 6, 4, ink.stroke_width(1)))
             .map_err(|e| draw(&e))?
             .label("fitted power law")
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], ink.stroke_width(1)));
         for (index, series) in measured.iter().enumerate() {
             let colour = PALETTE[index % PALETTE.len()];
-            let points = || series.points.iter().copied();
+            let points = || series.points.iter().copied().map(logs);
             chart.draw_series(LineSeries::new(points(), colour.stroke_width(1))).map_err(|e| draw(&e))?;
             chart
                 .draw_series(points().map(|point| Circle::new(point, 3, colour.filled())))
