@@ -117,6 +117,9 @@ pub fn power_law(
     let (first, last) = (first.log10(), last.log10());
     let at = |x: f64| law(10f64.powf(x)).log10();
     let xs = wide(first, last);
+    if !(at(xs.start).is_finite() && at(xs.end).is_finite()) {
+        return Err(anyhow!("cannot draw the plot {title}: its law leaves the numbers"));
+    }
     let ys = wide(low.log10().min(at(xs.end)), high.log10().max(at(xs.start)));
     let mut svg = String::new();
     {

@@ -5,12 +5,14 @@ use anyhow::{Result, ensure};
 /// L = (a · X)^b, fitted as a straight line through the logarithms, ln L = b · ln X + b · ln a (arXiv 2404.02905, section 4.2).
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct PowerLaw {
-    /// The factor on X.
+    /// The factor on X; 0 or infinite where the loss hardly depends on X.
     pub a: f64,
     /// The exponent, below 0 where more helps.
     pub b: f64,
     /// The standard error of the exponent; NaN of two points.
     pub b_error: f64,
+    /// b · ln a, the logarithm of L at X = 1.
+    pub level: f64,
     /// The share of the variance of ln L that the line explains.
     pub r_squared: f64,
 }
@@ -36,6 +38,7 @@ impl PowerLaw {
         Ok(Self {
             a: (level / b).exp(),
             b,
+            level,
             b_error: (unexplained / (n - 2.0) / xx).sqrt(),
             r_squared: 1.0 - unexplained / sum(&|_, y| (y - y_mean).powi(2)),
         })
@@ -43,7 +46,7 @@ impl PowerLaw {
 
     /// L at an X.
     pub fn at(&self, x: f64) -> f64 {
-        (self.a * x).powf(self.b)
+        (self.level + self.b * x.ln()).exp()
     }
 
     /// The law and how sure it is, in words.
@@ -90,6 +93,12 @@ mod tests {
         assert!((fit.b + 0.5).abs() < 1e-12 && (fit.a - 1.0).abs() < 1e-12, "{fit:?}");
         assert!((fit.b_error - (0.06f64 / 1.0 / 2.0).sqrt()).abs() < 1e-12, "{fit:?}");
         assert!((fit.r_squared - (1.0 - 0.06 / 0.56)).abs() < 1e-12, "{fit:?}");
+    }
+
+    #[test]
+    fn a_loss_that_hardly_falls_has_a_law_too() {
+        let fit = PowerLaw::fit(&[(1e3, 5.0), (1e6, 4.99999), (1e9, 5.0)]).unwrap();
+        assert!((fit.at(1e6) - 5.0).abs() < 1e-4, "{fit:?}");
     }
 
     #[test]
