@@ -225,3 +225,41 @@ impl Var {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MultiScaleVq, MultiScaleVqConfig, VarGenerator, VarPrompt, VarSampling};
+
+    #[test]
+    fn sampling_makes_no_mask_and_training_one() {
+        let quantizer = MultiScaleVqConfig {
+            vocab_size: 8,
+            z_channels: 4,
+            v_patch_nums: vec![1, 2],
+            ..MultiScaleVqConfig::default()
+        };
+        let config = VarConfig {
+            vocab_size: 8,
+            z_channels: 4,
+            num_classes: 2,
+            depth: 1,
+            embed_dim: 8,
+            num_heads: 2,
+            patch_nums: vec![1, 2],
+            ..VarConfig::default()
+        };
+        let codes = nn::VarStore::new(Device::Cpu);
+        let variables = nn::VarStore::new(Device::Cpu);
+        let quantizer = MultiScaleVq::new(&codes.root(), &quantizer).unwrap();
+        let generator = VarGenerator::new(&variables.root(), &config, quantizer.frozen()).unwrap();
+        let classes = Tensor::from_slice(&[1i64]);
+        let sampled = generator
+            .sample_pyramid(&classes, VarSampling::default(), &VarPrompt::default(), &mut |_| ())
+            .unwrap();
+        assert!(generator.model().mask.get().is_none());
+        let ids = Tensor::cat(&sampled.ids, 1);
+        generator.logits(&ids, &classes, 2, true).unwrap();
+        assert_eq!(generator.model().mask.get().unwrap().size(), [5, 5]);
+    }
+}
