@@ -259,7 +259,7 @@ mod tests {
             .unwrap();
         assert!(generator.model().mask.get().is_none());
         let ids = Tensor::cat(&sampled.ids, 1);
-        generator.logits(&ids, &classes, 2, true).unwrap();
+        let _ = generator.logits(&ids, &classes, 2, true).unwrap();
         assert_eq!(generator.model().mask.get().unwrap().size(), [5, 5]);
     }
 }
