@@ -36,6 +36,8 @@ pub enum Command {
     Sample(SampleArgs),
     /// Train a next-scale generator at several widths; fit how its loss falls with size and with computation
     Scaling(ScalingArgs),
+    /// Train Perceiver AR on the synthetic copy task and tell its accuracy
+    CopyTask(RunArgs),
     /// Evaluate a trained tokenizer on held-out clips
     Eval(EvalArgs),
     /// Run golden cases: do our numbers equal those of the reference implementations?

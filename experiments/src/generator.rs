@@ -7,11 +7,13 @@ use anyhow::{Context, Result, bail, ensure};
 use maskgit::mask::{ConditionMode, MASK, RegionCondition};
 use maskgit::muse::{Muse, MuseDecoded, MuseGeneratorConfig, MuseLoss, MusePair, MusePairConfig};
 use maskgit::{MaskGit, MaskGitConfig, MaskStrategy};
+use perceiver_ar::{PerceiverArGenerator, PerceiverArGeneratorConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 use var_next_scale::video::{SpaceTimeVar, SpaceTimeVarConfig};
 use var_next_scale::{MultiScaleVq, VarConfig, VarGenerator};
 use video_core::{Condition, ConditionKind, GridShape, SampleOptions, TokenGenerator, TokenGrid};
+use video_gpt::{GptCondition, GptConfig, VideoGpt};
 
 use crate::text::TextConfig;
 use crate::token_cache::TokenBatch;
@@ -32,6 +34,10 @@ pub enum GeneratorConfig {
     Muse(MuseGeneratorConfig),
     /// Muse's base and super-resolution models, on the tokens of small and of whole clips.
     MusePair(MusePairConfig),
+    /// VideoGPT's prior: token by token in raster order, time first.
+    VideoGpt(GptConfig),
+    /// Perceiver AR: the same order, a context of any length.
+    PerceiverAr(PerceiverArGeneratorConfig),
 }
 
 impl GeneratorConfig {
@@ -56,6 +62,8 @@ impl GeneratorConfig {
             }
             Self::Muse(config) => Muse::new(path, config).map(Generator::Muse),
             Self::MusePair(config) => MusePair::new(path, config).map(Generator::MusePair),
+            Self::VideoGpt(config) => VideoGpt::new(path, config).map(Generator::VideoGpt),
+            Self::PerceiverAr(config) => PerceiverArGenerator::new(path, config).map(Generator::PerceiverAr),
         };
         Ok(generator.map_err(|error| error.within("generator.model"))?)
     }
@@ -82,6 +90,15 @@ impl GeneratorConfig {
             Self::MusePair(config) => Self::MusePair(MusePairConfig {
                 base: plain_muse(&config.base),
                 super_resolution: plain_muse(&config.super_resolution),
+            }),
+            Self::VideoGpt(config) => {
+                Self::VideoGpt(GptConfig { dropout: 0.0, attn_dropout: 0.0, ..config.clone() })
+            }
+            Self::PerceiverAr(config) => Self::PerceiverAr(PerceiverArGeneratorConfig {
+                dropout: 0.0,
+                input_dropout: 0.0,
+                z_loss: 0.0,
+                ..config.clone()
             }),
         }
     }
@@ -130,6 +147,8 @@ impl GeneratorConfig {
             Self::Maskgit(config) => config.grid,
             Self::Muse(config) => config.grid,
             Self::MusePair(config) => config.super_resolution.grid,
+            Self::VideoGpt(config) => config.grid,
+            Self::PerceiverAr(config) => config.grid,
             Self::Var(config) => row(config.pyramid()?.tokens()),
             Self::SpaceTimeVar(config) => row(config.pyramid()?.tokens(config.max_chunks)),
         })
@@ -144,6 +163,8 @@ impl GeneratorConfig {
             Self::Maskgit(config) => config.grid,
             Self::Muse(config) => config.grid,
             Self::MusePair(config) => config.super_resolution.grid,
+            Self::VideoGpt(config) => config.grid,
+            Self::PerceiverAr(config) => config.grid,
             Self::Var(config) => config.pyramid()?.last(),
             Self::SpaceTimeVar(config) => {
                 let pyramid = config.pyramid()?;
@@ -186,6 +207,8 @@ impl GeneratorConfig {
         match self {
             Self::Maskgit(config) => config.num_classes,
             Self::Muse(_) | Self::MusePair(_) => 0,
+            Self::VideoGpt(config) => config.class_cond_dim.unwrap_or(0),
+            Self::PerceiverAr(config) => config.num_classes,
             Self::Var(config) => config.num_classes,
             Self::SpaceTimeVar(config) => config.transformer.num_classes,
         }
@@ -221,6 +244,8 @@ impl GeneratorConfig {
             Self::MusePair(config) => ("base.transformer.num_tokens", config.base.transformer.num_tokens),
             Self::Var(config) => ("vocab_size", config.vocab_size),
             Self::SpaceTimeVar(config) => ("transformer.vocab_size", config.transformer.vocab_size),
+            Self::VideoGpt(config) => ("n_codes", config.n_codes),
+            Self::PerceiverAr(config) => ("n_codes", config.n_codes),
         };
         ensure!(
             codes == vocabulary_size,
@@ -237,13 +262,11 @@ impl GeneratorConfig {
         self.check_vocabulary(vocabulary_size)?;
         let (ours, GridShape { frames, height, width }) = (self.grid()?, grid);
         let write = match self {
-            Self::Maskgit(_) | Self::Muse(_) | Self::MusePair(_) => {
-                format!("write grid = {{ frames = {frames}, height = {height}, width = {width} }}")
-            }
             Self::Var(_) => "patch_nums must be the tokenizer's v_patch_nums".into(),
             Self::SpaceTimeVar(_) => {
                 "patch_nums, chunk_scales and max_chunks must be those of its clips".into()
             }
+            _ => format!("write grid = {{ frames = {frames}, height = {height}, width = {width} }}"),
         };
         ensure!(
             ours == grid,
@@ -285,6 +308,10 @@ pub enum Generator {
     Muse(Muse),
     /// Muse's two models.
     MusePair(MusePair),
+    /// VideoGPT's prior.
+    VideoGpt(VideoGpt),
+    /// Perceiver AR.
+    PerceiverAr(PerceiverArGenerator),
 }
 
 impl std::ops::Deref for Generator {
@@ -297,6 +324,8 @@ impl std::ops::Deref for Generator {
             Self::SpaceTimeVar(generator) => generator,
             Self::Muse(generator) => generator,
             Self::MusePair(generator) => generator,
+            Self::VideoGpt(generator) => generator,
+            Self::PerceiverAr(generator) => generator,
         }
     }
 }
@@ -359,6 +388,8 @@ impl Generator {
                 let decided = fine.decided + before as i64;
                 Ok(Sampled { steps: before + fine.steps, decided, ..fine })
             }
+            Self::VideoGpt(generator) => self.sample_raster(generator.config().grid, condition, options),
+            Self::PerceiverAr(generator) => self.sample_raster(generator.config().grid, condition, options),
         }
     }
 
@@ -407,6 +438,41 @@ impl Generator {
             class: class.map(|classes| classes.to_device(device)),
             text: text.map(|(states, mask)| (states.to_device(device), mask.to_device(device))),
             ..Condition::default()
+        }
+    }
+
+    /// Samples token by token in raster order, time first: one forward pass, and one step, for each that is not given.
+    fn sample_raster(
+        &self,
+        grid: GridShape,
+        condition: &Condition,
+        options: &SampleOptions,
+    ) -> Result<Sampled> {
+        let tokens = self.sample(condition, grid, options)?;
+        let given = condition.first_frames.as_ref().map_or(0, |first| first.shape().tokens());
+        let steps = grid.tokens() - given;
+        let order = Tensor::arange(grid.tokens(), (Kind::Int64, tokens.ids().device())) - given;
+        let decided = order.clamp_min(-1).view([1, grid.frames, grid.height, grid.width]);
+        let decided = decided.expand_as(tokens.ids()).contiguous();
+        Ok(Sampled { tokens, steps: steps as usize, decided })
+    }
+
+    /// Exact −ln p of each clip's tokens, float64 `[B]`; `None` where the generator gives no likelihood of a clip.
+    ///
+    /// # Errors
+    /// As [`TokenGenerator::loss`].
+    pub fn exact_nats(
+        &self,
+        tokens: &TokenGrid,
+        condition: &Condition,
+    ) -> video_core::Result<Option<Tensor>> {
+        match self {
+            Self::VideoGpt(generator) => {
+                let class = condition.class.as_ref();
+                generator.nats(tokens, GptCondition { class, frames: None }).map(Some)
+            }
+            Self::PerceiverAr(generator) => generator.nats(tokens, condition).map(Some),
+            _ => Ok(None),
         }
     }
 

@@ -118,6 +118,10 @@ fn generated(run: &Path, g: &Generation, log: &[serde_json::Value]) -> Result<Ma
         ("Steps of a sample".into(), g.sampling_steps.to_string()),
         ("Time of a sample".into(), format!("{:.3} s, {} at a time", g.seconds_per_clip, g.clips)),
     ];
+    if let Some(bits) = g.bits_per_dimension {
+        let name = "The same bits, which are exact (raster order, time first), over the clip's RGB values: a lossy code";
+        rows.insert(1, (name.into(), format!("{bits:.4} bits per dimension")));
+    }
     let mut plots = plots_of(log)?;
     if let Some(p) = &g.prediction {
         let (given, made) = (p.given, p.made);

@@ -14,6 +14,7 @@ use tch::{Device, Tensor, nn};
 use var_next_scale::video::{SpaceTimeVqvae, SpaceTimeVqvaeConfig};
 use var_next_scale::{MultiScaleVq, Vqvae, VqvaeConfig};
 use video_core::{GridShape, TokenGrid, VideoShape, VideoTokenizer};
+use video_gpt::{VqVae, VqVaeConfig};
 
 /// Which tokenizer, and its config: `kind = "magvit2"` and its fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,9 @@ pub enum TokenizerConfig {
     VarVqvae(VqvaeConfig),
     /// A causal tokenizer of videos whose tokens are space-time pyramids.
     SpaceTimeVqvae(SpaceTimeVqvaeConfig),
+    /// VideoGPT's VQ-VAE: 3D convolutions and axial attention. Its own reconstruction loss, the squared error of pixels in
+    /// [-0.5, 0.5] over 0.06, is `objective.reconstruction_weight` = 1 / 0.24.
+    VideoGptVqVae(VqVaeConfig),
 }
 
 impl TokenizerConfig {
@@ -47,6 +51,7 @@ impl TokenizerConfig {
             Self::Vqgan(config) => Vqgan::new(path, config).map(Tokenizer::Vqgan),
             Self::VarVqvae(config) => Vqvae::new(path, config).map(Tokenizer::VarVqvae),
             Self::SpaceTimeVqvae(config) => SpaceTimeVqvae::new(path, config).map(Tokenizer::SpaceTimeVqvae),
+            Self::VideoGptVqVae(config) => VqVae::new(path, config).map(Tokenizer::VideoGptVqVae),
         };
         Ok(tokenizer.map_err(|error| error.within("tokenizer"))?)
     }
@@ -68,6 +73,8 @@ pub enum Tokenizer {
     VarVqvae(Vqvae),
     /// Of space-time pyramids.
     SpaceTimeVqvae(SpaceTimeVqvae),
+    /// VideoGPT's.
+    VideoGptVqVae(VqVae),
 }
 
 impl std::ops::Deref for Tokenizer {
@@ -81,6 +88,7 @@ impl std::ops::Deref for Tokenizer {
             Self::Vqgan(tokenizer) => tokenizer,
             Self::VarVqvae(tokenizer) => tokenizer,
             Self::SpaceTimeVqvae(tokenizer) => tokenizer,
+            Self::VideoGptVqVae(tokenizer) => tokenizer,
         }
     }
 }
@@ -111,6 +119,10 @@ impl Tokenizer {
                 let quantized = pyramid_quantized(tokenizer.quantizer(), &o.f_hat, o.vq_loss, &o.ids);
                 Ok(Magvit2Output { reconstruction: o.reconstruction, quantized })
             }
+            Self::VideoGptVqVae(tokenizer) => {
+                let output = tokenizer.forward(&(video / 2.0), mode)?;
+                Ok(Magvit2Output { reconstruction: output.reconstruction * 2.0, quantized: output.quantized })
+            }
         }
     }
 
@@ -123,6 +135,7 @@ impl Tokenizer {
             Self::Vqgan(tokenizer) => tokenizer.last_layer(),
             Self::VarVqvae(tokenizer) => tokenizer.last_layer(),
             Self::SpaceTimeVqvae(tokenizer) => tokenizer.last_layer(),
+            Self::VideoGptVqVae(tokenizer) => tokenizer.last_layer(),
         }
     }
 

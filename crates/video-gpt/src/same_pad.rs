@@ -137,6 +137,11 @@ impl SamePadConvTranspose3d {
         })
     }
 
+    /// `[in, out, kT, kH, kW]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// `[B, in, T, H, W]` to `[B, out, T·s, H·s, W·s]`, where the kernel is twice the stride or the stride 1.
     ///
     /// # Errors

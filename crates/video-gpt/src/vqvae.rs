@@ -156,6 +156,11 @@ impl VqVae {
         self.codebook.as_ref()
     }
 
+    /// The weight of the decoder's last layer, at which an adversarial loss is balanced.
+    pub fn last_layer(&self) -> &Tensor {
+        self.decoder.last_layer()
+    }
+
     /// What the bottleneck sees of a video in [-0.5, 0.5]: `[B, t, h, w, D]`.
     ///
     /// # Errors

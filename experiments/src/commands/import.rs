@@ -68,8 +68,6 @@ fn kind(model: &Model) -> &'static str {
     match model {
         Model::OpenMuse(_) => "maskgit::open_muse::OpenMuseTransformer",
         Model::OpenMuseUvit(_) => "maskgit::open_muse::OpenMuseUVit",
-        Model::VideoGptVqVae(_) => "video_gpt::VqVae",
-        Model::VideoGpt(_) => "video_gpt::VideoGpt",
         _ => "the crate of its system",
     }
 }

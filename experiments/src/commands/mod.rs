@@ -2,6 +2,7 @@
 
 mod coding;
 mod compare;
+mod copy_task;
 mod describe;
 mod doctor;
 mod import;
@@ -39,6 +40,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Decode(args) => coding::decode(&args)?,
         Command::Eval(args) => pipeline::eval(&args.run, &args.overrides, args.dry_run)?,
         Command::Sample(args) => sample::sample(&args)?,
+        Command::CopyTask(args) => copy_task::run(&args)?,
         Command::Scaling(args) => scaling::scaling(&args)?,
         Command::Verify(args) => return verify::verify(&args),
         Command::Import(args) => import::import(&args)?,

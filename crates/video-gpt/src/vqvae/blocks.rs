@@ -164,6 +164,12 @@ impl Decoder {
         })
     }
 
+    /// The weight of the last layer.
+    pub(super) fn last_layer(&self) -> &Tensor {
+        // `downsample` of a valid config has a layer at least.
+        self.convts[self.convts.len() - 1].weight()
+    }
+
     /// `[B, n, t, h, w]` to `[B, 3, T, H, W]`, not clamped.
     ///
     /// # Errors
