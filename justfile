@@ -27,6 +27,10 @@ scaling *args:
 # Train a masked generator with each of three masking strategies on the quickstart's tokens and print a table
 masking: (ablation "quickstart" "masking-maskgit" "masking-magvit" "masking-muse")
 
+# Teach Perceiver AR to repeat 512 bytes backwards; prints the accuracy on held-out sequences
+copy-task *args:
+    cargo run --release -q -p experiments -- copy-task experiments/configs/copy-task.toml {{args}}
+
 # Run every test
 test *args:
     cargo test --workspace {{args}}

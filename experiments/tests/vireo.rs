@@ -1,5 +1,7 @@
 //! The binary `vireo` with real files: the pipeline, token files, bad input, interrupted runs.
 
+#[path = "vireo/autoregressive.rs"]
+mod autoregressive;
 #[path = "vireo/bad_input.rs"]
 mod bad_input;
 #[path = "vireo/coding.rs"]
