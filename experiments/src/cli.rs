@@ -38,7 +38,7 @@ pub enum Command {
     Scaling(ScalingArgs),
     /// Train Perceiver AR on the synthetic copy task and tell its accuracy
     CopyTask(RunArgs),
-    /// Evaluate a trained tokenizer on held-out clips
+    /// Evaluate a run's tokenizer, and its generator if it has one, on held-out clips
     Eval(EvalArgs),
     /// Run golden cases: do our numbers equal those of the reference implementations?
     Verify(VerifyArgs),

@@ -15,7 +15,7 @@ use video_data::Clip;
 
 use crate::config::{GeneratorRun, RunConfig};
 use crate::files;
-use crate::generator::{GENERATOR_FILE, Generator, GeneratorConfig, LoadedGenerator, save};
+use crate::generator::{GENERATOR_FILE, Generator, GeneratorConfig, LoadedGenerator, Sampled, save};
 use crate::pipeline::{PSNR, SSIM, held_out_clips, numbers};
 use crate::token_cache::{CachedTokens, TokenBatch, TokenCache};
 use crate::tokenizer::{LoadedTokenizer, Tokenizer};
@@ -277,17 +277,33 @@ fn bits_per_token(generator: &Generator, held_out: &TokenBatch, device: Device) 
 ///
 /// # Errors
 /// Files are missing or cannot be written.
-pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: u64) -> Result<()> {
+pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: u64) -> Result<Generation> {
+    let samples = run.join("samples");
+    std::fs::create_dir_all(&samples)
+        .with_context(|| format!("cannot make the folder {}", samples.display()))?;
+    let generation = measure(config, generator, run, step, Some(&samples))?;
+    files::write_whole(&run.join(Generation::FILE), serde_json::to_string_pretty(&generation)?.as_bytes())?;
+    Ok(generation)
+}
+
+/// The figures of a run's generator under a config; samples and continuations go to a folder if one is named.
+///
+/// # Errors
+/// Files are missing or cannot be written; the config has other weights than the run.
+pub fn measure(
+    config: &RunConfig,
+    generator: &GeneratorRun,
+    run: &Path,
+    step: u64,
+    samples: Option<&Path>,
+) -> Result<Generation> {
     let loaded = LoadedTokenizer::open(run, crate::tokenizer::device(&config.device)?)?;
-    let LoadedGenerator { generator: model, .. } = LoadedGenerator::open(run, &loaded)?;
+    let LoadedGenerator { generator: model, .. } =
+        LoadedGenerator::open_as(run, &loaded, Some(&generator.model))?;
     let settings = &generator.evaluation;
     let clips = held_out_clips(config, settings.clips)?;
     let held_out = TokenBatch::of_clips(&clips, generator, &loaded)?;
     let tokens = &held_out.tokens;
-    let samples = run.join("samples");
-    std::fs::create_dir_all(&samples)
-        .with_context(|| format!("cannot make the folder {}", samples.display()))?;
-
     let options = SampleOptions {
         batch: clips.len() as i64,
         seed: seeds::derive(config.seed, seeds::Stream::Sample, 0),
@@ -297,31 +313,17 @@ pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: 
     let started = Instant::now();
     let sampled = model.sample_in_steps(&model.condition(&held_out, loaded.device), &options)?;
     let seconds = started.elapsed().as_secs_f64();
-    let video = loaded.tokenizer.decode(&sampled.tokens)?.to_device(Device::Cpu);
-    let stages = loaded.tokenizer.coarse_to_fine(&sampled.tokens)?;
-    for index in 0..settings.samples.min(clips.len()) {
-        let clip = video.get(index as i64);
-        let path = samples.join(format!("generated-{index:02}.gif"));
-        if let Some(stages) = &stages {
-            let row: Vec<Tensor> = stages.iter().map(|stage| stage.get(index as i64)).collect();
-            let row = Tensor::cat(&row, 3).to_device(Device::Cpu);
-            video_data::write_gif(&samples.join(format!("scales-{index:02}.gif")), &row, 8.0)?;
-            video_data::write_gif(&path, &clip, 8.0)?;
-            continue;
-        }
-        let order = order_picture(&sampled.decided.get(index as i64), sampled.steps, &clip, &loaded);
-        video_data::write_gif(&path, &Tensor::cat(&[clip, order], 3), 8.0)?;
+    if let Some(folder) = samples {
+        write_samples(&loaded, &sampled, settings.samples.min(clips.len()), folder)?;
     }
 
     let prediction = if model.serves().contains(&ConditionKind::FirstFrames) {
         let predicted = predict(&model, &loaded, &clips, &held_out, generator, &options)?;
         for (index, clip) in clips.iter().enumerate().take(settings.samples) {
+            let Some(folder) = samples else { break };
             let pair = [clip.to_float(), predicted.video.get(index as i64)];
-            video_data::write_gif(
-                &samples.join(format!("continued-{index:02}.gif")),
-                &Tensor::cat(&pair, 3),
-                8.0,
-            )?;
+            let path = folder.join(format!("continued-{index:02}.gif"));
+            video_data::write_gif(&path, &Tensor::cat(&pair, 3), 8.0)?;
         }
         Some(predicted.figures)
     } else {
@@ -343,7 +345,7 @@ pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: 
     let exact = matches!(&model, Generator::VideoGpt(_) | Generator::PerceiverAr(_));
     let values = clips.first().map(|clip| clip.to_float().numel() as f64);
     let bits_per_dimension = values.filter(|_| exact).map(|n| bits * tokens.shape().tokens() as f64 / n);
-    let generation = Generation {
+    Ok(Generation {
         step,
         bits_per_token: bits,
         bits_per_dimension,
@@ -353,8 +355,28 @@ pub fn evaluate(config: &RunConfig, generator: &GeneratorRun, run: &Path, step: 
         seconds_per_clip: seconds / clips.len() as f64,
         clips: clips.len(),
         prediction,
-    };
-    files::write_whole(&run.join(Generation::FILE), serde_json::to_string_pretty(&generation)?.as_bytes())
+    })
+}
+
+/// Generated clips beside the order in which their tokens were decided, or, of a generator that goes from coarse to fine, with a
+/// row of its stages.
+fn write_samples(loaded: &LoadedTokenizer, sampled: &Sampled, count: usize, folder: &Path) -> Result<()> {
+    let video = loaded.tokenizer.decode(&sampled.tokens)?.to_device(Device::Cpu);
+    let stages = loaded.tokenizer.coarse_to_fine(&sampled.tokens)?;
+    for index in 0..count {
+        let clip = video.get(index as i64);
+        let path = folder.join(format!("generated-{index:02}.gif"));
+        if let Some(stages) = &stages {
+            let row: Vec<Tensor> = stages.iter().map(|stage| stage.get(index as i64)).collect();
+            let row = Tensor::cat(&row, 3).to_device(Device::Cpu);
+            video_data::write_gif(&folder.join(format!("scales-{index:02}.gif")), &row, 8.0)?;
+            video_data::write_gif(&path, &clip, 8.0)?;
+            continue;
+        }
+        let order = order_picture(&sampled.decided.get(index as i64), sampled.steps, &clip, loaded);
+        video_data::write_gif(&path, &Tensor::cat(&[clip, order], 3), 8.0)?;
+    }
+    Ok(())
 }
 
 struct Predicted {

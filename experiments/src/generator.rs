@@ -555,6 +555,19 @@ impl LoadedGenerator {
     /// # Errors
     /// Missing, cut short, of another config, or trained on the tokens of another tokenizer than the given one.
     pub fn open(checkpoint: &Path, tokenizer: &LoadedTokenizer) -> Result<Self> {
+        Self::open_as(checkpoint, tokenizer, None)
+    }
+
+    /// [`LoadedGenerator::open`] with another config over the same weights, as one with other sampling steps; `None`: the config
+    /// that it was trained with.
+    ///
+    /// # Errors
+    /// As [`LoadedGenerator::open`]; a config of other weights.
+    pub fn open_as(
+        checkpoint: &Path,
+        tokenizer: &LoadedTokenizer,
+        config: Option<&GeneratorConfig>,
+    ) -> Result<Self> {
         let path: PathBuf =
             if checkpoint.is_dir() { checkpoint.join(GENERATOR_FILE) } else { checkpoint.into() };
         if !path.exists() {
@@ -573,7 +586,7 @@ impl LoadedGenerator {
             description.tokenizer,
             tokenizer.fingerprint
         );
-        let config = description.generator.plain();
+        let config = config.unwrap_or(&description.generator).plain();
         let mut variables = nn::VarStore::new(tokenizer.device);
         let generator = config.build(&variables.root(), &tokenizer.tokenizer)?;
         training::copy_into(&variables, &weights.tensors, &path)?;

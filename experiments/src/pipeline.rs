@@ -157,7 +157,7 @@ fn check_sizes(config: &RunConfig, tokenizer: &Tokenizer) -> Result<()> {
     Ok(())
 }
 
-/// `vireo eval`: the evaluation stage again, with overrides of the run's config.
+/// `vireo eval`: the evaluation of both stages again, with overrides of the run's config.
 ///
 /// # Errors
 /// The folder is no finished run; the overrides mean nothing.
@@ -178,10 +178,21 @@ pub fn eval(run: &Path, overrides: &[String], dry_run: bool) -> Result<()> {
     if dry_run {
         let loaded = LoadedTokenizer::open(run, device(&config.device)?)?;
         print_summary(&measure(&config, &loaded, step)?.0);
+    } else {
+        evaluate(&config, run, step)?;
+        print_summary(&Evaluation::read(run)?);
+    }
+    if let (Some((config, generator)), Some(before)) = (config.second_stage(), Generation::read(run)?) {
+        let generation = if dry_run {
+            generation::measure(&config, &generator, run, before.step, None)?
+        } else {
+            generation::evaluate(&config, &generator, run, before.step)?
+        };
+        generation::print_summary(&generation);
+    }
+    if dry_run {
         return Ok(());
     }
-    evaluate(&config, run, step)?;
-    print_summary(&Evaluation::read(run)?);
     println!("report: {}", report::write(run)?.display());
     Ok(())
 }

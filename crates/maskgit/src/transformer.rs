@@ -202,20 +202,33 @@ impl BidirectionalTransformer {
         Ok(Self { config: config.clone(), vocabulary, position, segment, norm, layers })
     }
 
-    /// Starts the positions of a grid of `[frames, height, width]` tokens that follows `first` others as sums of a vector per
-    /// frame, row and column: neighbours along an axis are then known as such before the first step, and tokens find the
-    /// same place in another frame within a few hundred steps. Afterwards every position learns by itself.
+    /// Starts the positions of a grid of `[frames, height, width]` tokens that follows `first` others: a third of the width for
+    /// each axis holds sines and cosines of the coordinate, from a period of 2π up to thirty times that, louder than the words.
+    /// Places that are near each other are then alike before the first step, and a small network finds the same place in another
+    /// frame within a few hundred steps (docs/quickstart.md). Afterwards every position learns by itself.
     pub(crate) fn start_grid_positions(&self, first: i64, grid: [i64; 3]) {
-        let width = self.config.hidden_size;
-        let mut sum =
-            Tensor::zeros([grid[0], grid[1], grid[2], width], (Kind::Float, self.position.device()));
-        for (axis, &size) in grid.iter().enumerate() {
-            let mut shape = [1, 1, 1, width];
-            shape[axis] = size;
-            sum += Tensor::randn(shape, (Kind::Float, self.position.device())) * (INIT_STD / 3f64.sqrt());
-        }
-        let sum = sum.view([-1, width]);
-        tch::no_grad(|| self.position.narrow(0, first, sum.size()[0]).copy_(&sum));
+        const PERIODS: f64 = 30.0;
+        const LOUDNESS: f64 = 4.0;
+        let waves = self.config.hidden_size / 6;
+        let options = (Kind::Float, self.position.device());
+        let turns = (Tensor::arange(waves, options) * (-PERIODS.ln() / waves.max(1) as f64)).exp();
+        let [frames, height, width] = grid;
+        let axes: Vec<Tensor> = grid
+            .iter()
+            .enumerate()
+            .map(|(axis, &size)| {
+                let angles = Tensor::arange(size, options).unsqueeze(1) * &turns;
+                // Of sines and cosines, √2 makes the standard deviation that of the words.
+                let table =
+                    Tensor::cat(&[angles.sin(), angles.cos()], 1) * (LOUDNESS * INIT_STD * 2f64.sqrt());
+                let mut shape = [1, 1, 1, -1];
+                shape[axis] = size;
+                table.view(shape).expand([frames, height, width, 2 * waves], false)
+            })
+            .collect();
+        let start = Tensor::cat(&axes, -1).view([-1, 6 * waves]);
+        let rows = self.position.narrow(0, first, start.size()[0]);
+        tch::no_grad(|| rows.narrow(1, 0, 6 * waves).copy_(&start));
     }
 
     /// Its configuration.

@@ -21,6 +21,19 @@ pub fn autocast_bf16<T>(device: Device, body: impl FnOnce() -> T) -> Result<T, E
     Ok(body())
 }
 
+/// Whether bfloat16 is faster than float32 there: on CUDA devices, and on CPUs with instructions for it (AVX-512 BF16, which those
+/// with AMX have too; on ARM `bf16`). Other CPUs emulate it slowly.
+pub fn multiplies_bf16(device: Device) -> bool {
+    match device {
+        Device::Cuda(_) => true,
+        #[cfg(target_arch = "x86_64")]
+        Device::Cpu => std::arch::is_x86_feature_detected!("avx512bf16"),
+        #[cfg(target_arch = "aarch64")]
+        Device::Cpu => std::arch::is_aarch64_feature_detected!("bf16"),
+        _ => false,
+    }
+}
+
 /// What to put back.
 struct Scope {
     device_type: i32,

@@ -42,7 +42,8 @@ pub struct TrainConfig {
     pub gradient_accumulation: u64,
     /// Moving average of the weights, used by evaluation.
     pub ema: Option<EmaConfig>,
-    /// Compute losses in bfloat16 autocast on CUDA devices. Without effect on the CPU.
+    /// Compute losses in bfloat16 autocast on devices that have instructions for it ([`torch_ext::multiplies_bf16`]): all
+    /// CUDA devices and recent CPUs. Without effect on others.
     pub bf16: bool,
     /// What is different for one part, by its name (`[train.parts.discriminator]`).
     pub parts: BTreeMap<String, PartConfig>,

@@ -66,7 +66,7 @@ pub trait Objective {
     fn parts(&self) -> Vec<Part<'_>>;
 
     /// The loss of `parts()[part]` at a step, counted from 0, for one micro-batch. Under
-    /// [`TrainConfig::bf16`](crate::TrainConfig::bf16) this runs in autocast when the part is on a CUDA device.
+    /// [`TrainConfig::bf16`](crate::TrainConfig::bf16) this runs in autocast where the part's device has instructions for it.
     ///
     /// # Errors
     /// The objective's own; the run stops.

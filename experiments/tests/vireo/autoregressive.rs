@@ -56,6 +56,19 @@ fn both_run_and_tell_exact_bits() {
         assert!((number("bits_per_token") * 32.0 / 3840.0 - number("bits_per_dimension")).abs() < 1e-9);
         assert_eq!(number("sampling_steps"), 32.0);
         assert!(std::fs::read_to_string(run.join("report.html")).unwrap().contains("bits per dimension"));
+
+        // `vireo eval` tells the same of the same clips, and takes settings of sampling.
+        let told = |sets: &[&str]| {
+            let eval = vireo().args(["eval", "--dry-run"]).args(sets).arg(&run).assert().success();
+            String::from_utf8_lossy(&eval.get_output().stdout).into_owned()
+        };
+        let bits = format!("{:.2} bits per held-out token", number("bits_per_token"));
+        assert!(told(&[]).contains(&bits), "{bits}");
+        assert!(told(&["--set", "generator.evaluation.clips=1"]).contains("bits per dimension"));
+        let mut wider = vireo();
+        wider.args(["eval", "--dry-run", "--set", "generator.model.layers=2"]).arg(&run);
+        let message = failure(&mut wider);
+        assert!(message.contains("generator.safetensors"), "{message}");
     }
 }
 
