@@ -3,10 +3,36 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use torch_ext::AdamWConfig;
+use tch::Device;
+use torch_ext::{AdamWConfig, multiplies_bf16};
 use video_core::{Error, Result};
 
 use crate::Schedule;
+
+/// Where losses are computed in bfloat16 autocast: matrix products and convolutions in bfloat16, the rest in float32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bf16 {
+    /// Nowhere.
+    Never,
+    /// On CUDA devices.
+    #[default]
+    Cuda,
+    /// On CPUs, too, that have instructions for it ([`multiplies_bf16`]). Not the default: there, libtorch's gradients of some strided
+    /// 3D convolutions are infinite in bfloat16 (seen in 2.13), at which a run stops in its first step.
+    Native,
+}
+
+impl Bf16 {
+    /// Whether it is used on a device.
+    pub fn on(self, device: Device) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Cuda => device.is_cuda(),
+            Self::Native => multiplies_bf16(device),
+        }
+    }
+}
 
 /// How a run is trained. The defaults are plain Adam under a cosine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,9 +68,8 @@ pub struct TrainConfig {
     pub gradient_accumulation: u64,
     /// Moving average of the weights, used by evaluation.
     pub ema: Option<EmaConfig>,
-    /// Compute losses in bfloat16 autocast on devices that have instructions for it ([`torch_ext::multiplies_bf16`]): all
-    /// CUDA devices and recent CPUs. Without effect on others.
-    pub bf16: bool,
+    /// Where losses are computed in bfloat16 autocast.
+    pub bf16: Bf16,
     /// What is different for one part, by its name (`[train.parts.discriminator]`).
     pub parts: BTreeMap<String, PartConfig>,
     /// Steps between checkpoints; 0 writes one at the end only.
@@ -119,7 +144,7 @@ impl Default for TrainConfig {
             clip_norm: None,
             gradient_accumulation: 1,
             ema: None,
-            bf16: true,
+            bf16: Bf16::Cuda,
             parts: BTreeMap::new(),
             checkpoint_every: 1000,
             keep_checkpoints: 2,

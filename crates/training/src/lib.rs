@@ -71,7 +71,7 @@ mod trainer;
 mod weights;
 
 pub use checkpoint::{Checkpoint, first_difference};
-pub use config::{EmaConfig, PartConfig, TrainConfig};
+pub use config::{Bf16, EmaConfig, PartConfig, TrainConfig};
 pub use error::{Error, Result};
 pub use interrupt::request_stop;
 pub use objective::{Batches, Objective, Part, StepLoss};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 use tch::Device;
-use torch_ext::{autocast_bf16, multiplies_bf16};
+use torch_ext::autocast_bf16;
 use video_core::seeds::{Stream, seed_torch};
 
 use crate::checkpoint::{Checkpoint, RngPolicy, State, save};
@@ -240,7 +240,7 @@ impl<'a> Run<'a> {
                     part.require_gradients(other == index);
                 }
                 let part = &self.parts[index];
-                let loss = if config.bf16 && multiplies_bf16(part.device()) {
+                let loss = if config.bf16.on(part.device()) {
                     autocast_bf16(part.device(), || objective.loss(index, &batch, step))
                         .map_err(video_core::Error::from)??
                 } else {

@@ -83,7 +83,8 @@ fn keep_only(logits: &Tensor, order: &Tensor, keep: &Tensor) -> Tensor {
 /// Standard Gumbel noise in the shape of `like`.
 pub fn gumbel_like(like: &Tensor) -> Tensor {
     // -ln(-ln U) with U uniform. libtorch's exponential_ would save a logarithm, but draws one number at a time on CPUs. U comes
-    // in steps of 2^-24; what would be 0 is half a step.
-    let mut uniform = like.empty_like().detach().uniform_(0.0, 1.0).clamp_min_(0.5f64.powi(25));
-    -(-uniform.log_()).log_()
+    // in steps of 2^-24 and what would be 0 is half a step; in half precision it could be 1, whose noise is infinite.
+    let mut uniform = Tensor::empty(like.size(), (Kind::Float, like.device()));
+    let mut uniform = uniform.uniform_(0.0, 1.0).clamp_min_(0.5f64.powi(25));
+    (-(-uniform.log_()).log_()).to_kind(like.kind())
 }

@@ -2,7 +2,11 @@
 
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
-use video_core::{Compression, TokenGrid, VideoShape, sampling::Filter, seeds};
+use video_core::{
+    Compression, TokenGrid, VideoShape,
+    sampling::{Filter, gumbel_like},
+    seeds,
+};
 
 fn video(frames: i64, height: i64, width: i64) -> VideoShape {
     VideoShape { batch: 1, channels: 3, frames, height, width }
@@ -58,6 +62,20 @@ fn draws_follow_the_distribution() {
     }
     let greedy = Filter { temperature: 0.0, ..Filter::default() };
     assert_eq!(greedy.sample(&logits).max().int64_value(&[]), 0);
+}
+
+#[test]
+fn gumbel_noise_is_finite_in_any_precision() {
+    tch::manual_seed(0);
+    for kind in [Kind::BFloat16, Kind::Float, Kind::Double] {
+        let noise = gumbel_like(&Tensor::zeros([1 << 20], (kind, Device::Cpu)));
+        assert_eq!(noise.kind(), kind);
+        let noise = noise.to_kind(Kind::Double);
+        assert_eq!(noise.isfinite().all().int64_value(&[]), 1, "{kind:?}");
+        // Euler's constant, and π / √6.
+        assert!((noise.mean(Kind::Double).double_value(&[]) - 0.5772).abs() < 0.01);
+        assert!((noise.std(true).double_value(&[]) - 1.2825).abs() < 0.01);
+    }
 }
 
 #[test]

@@ -64,9 +64,13 @@ impl Conv {
         let zeros = matches!(self.padding, ConvPadding::Same | ConvPadding::Constant);
         let ones = vec![1; kernel.len()];
         let convolve = |x: &Tensor, padding: &[i64]| {
-            let none = vec![0; kernel.len()];
-            let bias = self.bias.as_ref();
-            x.convolution(&self.weight, bias, &self.stride, padding, &ones, false, &none, 1)
+            // Not `convolution` for both: on CPUs, autocast knows these only.
+            let (w, bias, stride) = (&self.weight, self.bias.as_ref(), self.stride.as_slice());
+            if kernel.len() == 2 {
+                x.conv2d(w, bias, stride, padding, &ones, 1)
+            } else {
+                x.conv3d(w, bias, stride, padding, &ones, 1)
+            }
         };
         if zeros && pads.iter().all(|(front, back)| front == back) {
             let padding: Vec<i64> = pads.iter().map(|&(front, _)| front).collect();
@@ -172,7 +176,12 @@ impl ConvTranspose {
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         let axes = self.stride.len();
         let (ones, zeros) = (vec![1; axes], vec![0; axes]);
-        let y = x.convolution(&self.weight, Some(&self.bias), &self.stride, &ones, &ones, true, &zeros, 1);
+        let (w, bias, stride) = (&self.weight, Some(&self.bias), self.stride.as_slice());
+        let y = if ones.len() == 2 {
+            x.conv_transpose2d(w, bias, stride, &ones, &zeros, 1, &ones)
+        } else {
+            x.conv_transpose3d(w, bias, stride, &ones, &zeros, 1, &ones)
+        };
         // Without a stride, one position too many comes out; flax leaves off the last.
         let sizes = x.size();
         let expected = sizes[2..].iter().zip(&self.stride).map(|(n, s)| n * s);
