@@ -36,5 +36,5 @@ mod rms_norm;
 pub use attention::{AttentionOptions, attention, merge_heads, split_heads};
 pub use frame_group_norm::{FrameGroupNorm, fold_time, unfold_time};
 pub use kv_cache::KvCache;
-pub use linear::Linear;
+pub use linear::{Linear, linear};
 pub use rms_norm::RmsNorm;

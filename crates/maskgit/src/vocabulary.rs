@@ -1,6 +1,7 @@
 //! Tokens in and out of the transformer: word embeddings, and the head that shares their table.
 
 use layers::init::truncated_normal;
+use layers::linear;
 use tch::Tensor;
 use tch::nn::{self, Module};
 use video_core::sampling::{Filter, gumbel_like};
@@ -136,12 +137,12 @@ impl Vocabulary {
     pub fn logits(&self, hidden: &Tensor, columns: Columns) -> Result<Logits> {
         let h = self.norm.forward(&self.dense.forward(hidden).gelu("tanh"));
         let factors = match (&self.rows, columns) {
-            (Rows::Whole { word, bias }, Columns::All) => vec![h.linear(word, Some(bias))],
+            (Rows::Whole { word, bias }, Columns::All) => vec![linear(&h, word, Some(bias))],
             (Rows::Whole { word, bias }, Columns::Codes) => {
-                vec![h.linear(&word.narrow(0, 0, self.codes), Some(&bias.narrow(0, 0, self.codes)))]
+                vec![linear(&h, &word.narrow(0, 0, self.codes), Some(&bias.narrow(0, 0, self.codes)))]
             }
             (Rows::Factors { tables, biases, .. }, Columns::Codes) => {
-                tables.iter().zip(biases).map(|(table, bias)| h.linear(table, Some(bias))).collect()
+                tables.iter().zip(biases).map(|(table, bias)| linear(&h, table, Some(bias))).collect()
             }
             (Rows::Factors { .. }, Columns::All) => {
                 return Err(Error::unsupported(

@@ -1,5 +1,7 @@
 //! Mixed precision in bfloat16; `tch::autocast` knows float16 only, which needs loss scaling.
 
+use std::cell::Cell;
+
 use tch::Device;
 
 use crate::{Error, ffi, rng::device_code};
@@ -16,9 +18,15 @@ pub fn autocast_bf16<T>(device: Device, body: impl FnOnce() -> T) -> Result<T, E
     ffi::check(unsafe {
         ffi::vireo_autocast_enter(device_type, &mut scope.was_enabled, &mut scope.previous_dtype)
     })?;
+    DEPTH.set(DEPTH.get() + 1);
     // The guard exists only once autocast is on, and leaves it also when `body` panics.
     let _leave_at_the_end = Leave(scope);
     Ok(body())
+}
+
+/// Whether this thread runs within [`autocast_bf16`].
+pub fn autocasts() -> bool {
+    DEPTH.get() > 0
 }
 
 /// Whether bfloat16 is faster than float32 there: on CUDA devices, and on CPUs with instructions for it (AVX-512 BF16, which those
@@ -34,6 +42,11 @@ pub fn multiplies_bf16(device: Device) -> bool {
     }
 }
 
+thread_local! {
+    /// How many calls of [`autocast_bf16`] this thread is within.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
 /// What to put back.
 struct Scope {
     device_type: i32,
@@ -45,6 +58,7 @@ struct Leave(Scope);
 
 impl Drop for Leave {
     fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
         let Scope { device_type, was_enabled, previous_dtype } = self.0;
         // SAFETY: plain numbers, of an autocast scope that this thread entered.
         let left = ffi::check(unsafe { ffi::vireo_autocast_leave(device_type, was_enabled, previous_dtype) });

@@ -24,7 +24,7 @@ mod memory_format;
 mod rng;
 
 pub use adamw::{AdamW, AdamWConfig, AdamWState};
-pub use autocast::{autocast_bf16, multiplies_bf16};
+pub use autocast::{autocast_bf16, autocasts, multiplies_bf16};
 pub use foreach::{global_norm, lerp_, scale_};
 pub use memory_format::{MemoryFormat, channels_last, channels_last_3d, contiguous, is_contiguous};
 pub use rng::{rng_state, set_rng_state};

@@ -171,9 +171,9 @@ fn accumulation_equals_a_big_batch() {
         (model.layer.ws.detach(), metrics(dir.path()))
     };
     let ((big, big_log), (small, small_log)) = (run(12, 1), run(3, 4));
-    assert!((big - small).abs().max().double_value(&[]) < 1e-5);
+    assert!((big - small).abs().max().double_value(&[]) < 1e-4);
     let loss = |log: &[Value]| log.last().unwrap()["scalars"]["model.total"].as_f64().unwrap();
-    assert!((loss(&big_log) - loss(&small_log)).abs() < 1e-5);
+    assert!((loss(&big_log) - loss(&small_log)).abs() < 1e-4);
 }
 
 #[test]

@@ -6,8 +6,8 @@ mod config;
 
 use std::cell::OnceCell;
 
-use layers::KvCache;
-use tch::nn::{self, Init, Module};
+use layers::{KvCache, Linear};
+use tch::nn::{self, Init};
 use tch::{Device, Kind, Tensor};
 use video_core::{Error, Result};
 
@@ -19,13 +19,9 @@ use crate::quantizer::check_vocabulary;
 use crate::scales::{Pyramid, block_causal_mask};
 
 /// A linear layer whose weights start normal with a standard deviation, its biases at 0.
-pub(crate) fn linear(path: &nn::Path, inputs: i64, outputs: i64, stdev: f64) -> nn::Linear {
-    let config = nn::LinearConfig {
-        ws_init: Init::Randn { mean: 0.0, stdev },
-        bs_init: Some(Init::Const(0.0)),
-        bias: true,
-    };
-    nn::linear(path, inputs, outputs, config)
+pub(crate) fn linear(path: &nn::Path, inputs: i64, outputs: i64, stdev: f64) -> Linear {
+    let weight = Init::Randn { mean: 0.0, stdev };
+    Linear::with_init(path, inputs, outputs, weight, Some(Init::Const(0.0)))
 }
 
 /// What a batch's classes make of every block and the head.
@@ -46,12 +42,12 @@ pub(crate) struct Conditioning {
 pub struct Var {
     config: VarConfig,
     pyramid: Pyramid,
-    word_embed: nn::Linear,
+    word_embed: Linear,
     class_emb: Tensor,
     pos_start: Tensor,
     pos_1lc: Tensor,
     lvl_embed: Tensor,
-    shared_ada_lin: Option<nn::Linear>,
+    shared_ada_lin: Option<Linear>,
     blocks: Vec<AdaLnBlock>,
     head: AdaLnHead,
     /// Made when it is first needed, then shared by all blocks and steps. Sampling never needs it.

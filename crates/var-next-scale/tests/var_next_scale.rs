@@ -20,9 +20,11 @@ fn alone() -> MutexGuard<'static, ()> {
     DRAWS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The largest difference, in units of the largest value where that is above 1: rounding grows with what is computed.
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
-    (a - b).abs().max().double_value(&[])
+    let largest = |x: &Tensor| x.abs().max().double_value(&[]);
+    largest(&(a - b)) / largest(b).max(1.0)
 }
 
 fn rand(shape: &[i64]) -> Tensor {

@@ -42,15 +42,16 @@ impl MultiHeadAttention {
         let (d_k, d_v) = (query / heads, context / heads);
         let linear = |name: &str, inputs: i64, outputs: i64| {
             let init = Init::Randn { mean: 0.0, stdev: 1.0 / (inputs as f64).sqrt() };
-            Linear::with_init(&(path / name), inputs, outputs, false, init)
+            Linear::with_init(&(path / name), inputs, outputs, init, None)
         };
         let out = Init::Randn { mean: 0.0, stdev: 1.0 / ((query * layers.max(1)) as f64).sqrt() };
+        let fc_bias = layers::init::torch_default(heads * d_v);
         Ok(Self {
             heads,
             w_qs: linear("w_qs", query, heads * d_k),
             w_ks: linear("w_ks", context, heads * d_k),
             w_vs: linear("w_vs", context, heads * d_v),
-            fc: Linear::with_init(&(path / "fc"), heads * d_v, query, true, out),
+            fc: Linear::with_init(&(path / "fc"), heads * d_v, query, out, Some(fc_bias)),
         })
     }
 

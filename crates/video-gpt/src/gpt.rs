@@ -246,14 +246,14 @@ impl VideoGpt {
         };
         Ok(Self {
             embeddings: path.add("embeddings", first, !config.frozen_embeddings),
-            fc_in: Linear::with_init(&(path / "fc_in"), config.embedding_dim, width, false, small),
+            fc_in: Linear::with_init(&(path / "fc_in"), config.embedding_dim, width, small, None),
             right_shift: RightShift::new(&(&stack / "right_shift"), width),
             pos_embd: PositionEmbedding::new(&(&stack / "pos_embd"), config.grid, width)?,
             blocks: (0..config.layers)
                 .map(|layer| Block::new(&(&stack / "attn_nets" / layer), config))
                 .collect::<Result<_>>()?,
             norm: LayerNorm::new(&(path / "norm"), width, config.class_cond_dim)?,
-            fc_out: Linear::with_init(&(path / "fc_out"), width, config.n_codes, false, Init::Const(0.0)),
+            fc_out: Linear::with_init(&(path / "fc_out"), width, config.n_codes, Init::Const(0.0), None),
             frames,
             mask,
             config: config.clone(),

@@ -1,8 +1,8 @@
 //! What both transformers are made of.
 
-use layers::{AttentionOptions, RmsNorm, attention, merge_heads, split_heads};
+use layers::{AttentionOptions, Linear, RmsNorm, attention, merge_heads, split_heads};
 use serde::{Deserialize, Serialize};
-use tch::nn::{self, Init, Module};
+use tch::nn::{self, Init};
 use tch::{Kind, Tensor};
 use video_core::{Error, Result};
 
@@ -70,18 +70,17 @@ pub(super) fn normal() -> Init {
     Init::Randn { mean: 0.0, stdev: INIT_STD }
 }
 
-pub(super) fn linear(path: &nn::Path, inputs: i64, outputs: i64, bias: bool) -> nn::Linear {
-    let config = nn::LinearConfig { ws_init: normal(), bs_init: Some(Init::Const(0.0)), bias };
-    nn::linear(path, inputs, outputs, config)
+pub(super) fn linear(path: &nn::Path, inputs: i64, outputs: i64, bias: bool) -> Linear {
+    Linear::with_init(path, inputs, outputs, normal(), bias.then_some(Init::Const(0.0)))
 }
 
 /// Attention to itself or to a context. Variables: `query`, `key`, `value`, `out`.
 #[derive(Debug)]
 pub(super) struct Attention {
-    query: nn::Linear,
-    key: nn::Linear,
-    value: nn::Linear,
-    out: nn::Linear,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
     heads: i64,
 }
 
@@ -97,7 +96,7 @@ impl Attention {
     }
 
     pub(super) fn forward(&self, x: &Tensor, context: &Tensor) -> Tensor {
-        let heads = |linear: &nn::Linear, x: &Tensor| split_heads(&linear.forward(x), self.heads);
+        let heads = |linear: &Linear, x: &Tensor| split_heads(&linear.forward(x), self.heads);
         let (q, k, v) = (heads(&self.query, x), heads(&self.key, context), heads(&self.value, context));
         self.out.forward(&merge_heads(&attention(&q, &k, &v, None, AttentionOptions::default())))
     }

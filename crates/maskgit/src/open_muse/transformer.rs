@@ -2,8 +2,9 @@
 //!
 //! Reference: open-muse `muse/modeling_transformer.py`.
 
+use layers::Linear;
 use serde::{Deserialize, Serialize};
-use tch::nn::{self, Module};
+use tch::nn;
 use tch::{Kind, Reduction, Tensor};
 use video_core::{Error, Result};
 
@@ -121,10 +122,10 @@ impl OpenMuseConfig {
 #[derive(Debug)]
 struct FeedForward {
     pre_norm: Norm,
-    wi_0: nn::Linear,
-    wi_1: nn::Linear,
+    wi_0: Linear,
+    wi_1: Linear,
     mid_norm: Option<Norm>,
-    wo: nn::Linear,
+    wo: Linear,
 }
 
 impl FeedForward {
@@ -204,11 +205,11 @@ pub struct OpenMuseTransformer {
     config: OpenMuseConfig,
     words: Tensor,
     positions: Tensor,
-    encoder_proj: Option<(nn::Linear, Norm)>,
+    encoder_proj: Option<(Linear, Norm)>,
     layers: Vec<Layer>,
     norm: Option<Norm>,
-    mlm: Option<(nn::Linear, Option<Norm>)>,
-    to_logits: nn::Linear,
+    mlm: Option<(Linear, Option<Norm>)>,
+    to_logits: Linear,
 }
 
 impl OpenMuseTransformer {

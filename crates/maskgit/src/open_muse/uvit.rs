@@ -2,6 +2,7 @@
 //!
 //! Reference: open-muse `muse/modeling_transformer_v2.py`.
 
+use layers::Linear;
 use serde::{Deserialize, Serialize};
 use tch::nn::{self, Init, Module};
 use tch::{Kind, Tensor};
@@ -140,16 +141,16 @@ pub struct UVitConditions {
 #[derive(Debug)]
 pub struct OpenMuseUVit {
     config: UVitConfig,
-    encoder_proj: (nn::Linear, Norm),
+    encoder_proj: (Linear, Norm),
     embeddings: Tensor,
     embed_norm: Norm,
     embed_conv: nn::Conv2D,
-    cond_embed: [nn::Linear; 2],
+    cond_embed: [Linear; 2],
     down: Option<(Norm, nn::Conv2D)>,
     down_side: Side,
-    to_hidden: (Norm, nn::Linear),
+    to_hidden: (Norm, Linear),
     layers: Vec<Layer>,
-    from_hidden: (Norm, nn::Linear),
+    from_hidden: (Norm, Linear),
     up_side: Side,
     up: Option<(Norm, nn::ConvTranspose2D)>,
     head: (nn::Conv2D, Norm, nn::Conv2D),
@@ -299,7 +300,7 @@ impl OpenMuseUVit {
     /// Logits `[..., K]` of states `[..., C]`: the head's convolutions see one position each.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         let pointwise = |conv: &nn::Conv2D, x: &Tensor| {
-            x.linear(&conv.ws.squeeze_dim(-1).squeeze_dim(-1), conv.bs.as_ref())
+            layers::linear(x, &conv.ws.squeeze_dim(-1).squeeze_dim(-1), conv.bs.as_ref())
         };
         pointwise(&self.head.2, &self.head.1.forward(&pointwise(&self.head.0, hidden)))
     }

@@ -1,5 +1,6 @@
 //! The U-ViT's blocks.
 
+use layers::Linear;
 use tch::nn::{self, Init, Module};
 use tch::{Kind, Tensor};
 
@@ -9,14 +10,15 @@ use super::uvit::UVitConfig;
 /// x (1 + scale) + shift by the condition. Variables: `mapper`.
 #[derive(Debug)]
 pub(super) struct Modulation {
-    mapper: nn::Linear,
+    mapper: Linear,
 }
 
 impl Modulation {
     pub(super) fn new(path: &nn::Path, width: i64, config: &UVitConfig) -> Self {
         let zero = Init::Const(0.0);
-        let settings = nn::LinearConfig { ws_init: zero, bs_init: Some(zero), bias: config.use_bias };
-        Self { mapper: nn::linear(path / "mapper", config.hidden_size, 2 * width, settings) }
+        let bias = config.use_bias.then_some(zero);
+        let path = &(path / "mapper");
+        Self { mapper: Linear::with_init(path, config.hidden_size, 2 * width, zero, bias) }
     }
 
     /// `[B, C, H, W]` or `[B, N, D]`.
@@ -35,10 +37,10 @@ impl Modulation {
 pub(super) struct ResBlock {
     depthwise: nn::Conv2D,
     norm: Norm,
-    widen: nn::Linear,
+    widen: Linear,
     gamma: Tensor,
     beta: Tensor,
-    narrow: nn::Linear,
+    narrow: Linear,
     modulation: Modulation,
 }
 
@@ -80,7 +82,7 @@ impl ResBlock {
 /// Two cross-attentions to the text, the first of which the reference calls attention.
 #[derive(Debug)]
 pub(super) struct AttentionBlock {
-    kv_mapper: Option<nn::Linear>,
+    kv_mapper: Option<Linear>,
     attentions: [(Norm, Attention); 2],
 }
 
@@ -139,9 +141,9 @@ pub(super) struct Layer {
     norms: [(Norm, Modulation); 3],
     attention: Attention,
     cross_attention: Attention,
-    wi_0: nn::Linear,
-    wi_1: nn::Linear,
-    wo: nn::Linear,
+    wi_0: Linear,
+    wi_1: Linear,
+    wo: Linear,
 }
 
 impl Layer {

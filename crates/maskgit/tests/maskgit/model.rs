@@ -4,6 +4,8 @@ use maskgit::{
 };
 use tch::{Device, Kind, Tensor, nn};
 
+use crate::distance;
+
 fn tiny() -> TransformerConfig {
     TransformerConfig {
         codebook_size: 64,
@@ -27,10 +29,6 @@ fn build(config: &TransformerConfig) -> (nn::VarStore, BidirectionalTransformer)
 
 fn ids(batch: i64) -> Tensor {
     Tensor::randint(64, [batch, 16], (Kind::Int64, Device::Cpu))
-}
-
-fn distance(a: &Tensor, b: &Tensor) -> f64 {
-    (a - b).abs().max().double_value(&[])
 }
 
 /// The loss with logits at every position, and weights afterwards.

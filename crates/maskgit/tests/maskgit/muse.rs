@@ -9,6 +9,8 @@ use tch::{Device, Kind, Tensor, nn};
 use video_core::sampling::Filter;
 use video_core::{Condition, GridShape, SampleOptions, TokenGenerator, TokenGrid};
 
+use crate::distance;
+
 fn tiny() -> MuseConfig {
     MuseConfig {
         num_tokens: 12,
@@ -80,7 +82,6 @@ fn padding_and_dropped_text_are_not_seen_but_coarse_tokens_are() {
     let text = texts(2);
     let padded = text.constant_pad_nd([0, 0, 0, 4]);
     let embed = |context: &MuseContext<'_>| model.embed(&ids, context).unwrap();
-    let distance = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
     let plain = embed(&MuseContext::of_text(&text));
     assert!(distance(&plain, &embed(&MuseContext::of_text(&padded))) < 1e-5);
 

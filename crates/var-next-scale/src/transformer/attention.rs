@@ -1,7 +1,7 @@
 //! Self-attention within a scale and over those before.
 
-use layers::{AttentionOptions, KvCache, attention, merge_heads, split_heads};
-use tch::nn::{self, Init, Module};
+use layers::{AttentionOptions, KvCache, Linear, attention, merge_heads, split_heads};
+use tch::nn::{self, Init};
 use tch::{Kind, Tensor};
 use video_core::Result;
 
@@ -30,7 +30,7 @@ pub struct SelfAttention {
     q_bias: Tensor,
     v_bias: Tensor,
     scale_mul: Option<Tensor>,
-    proj: nn::Linear,
+    proj: Linear,
 }
 
 impl SelfAttention {
@@ -53,7 +53,7 @@ impl SelfAttention {
     /// The cache is of another batch, or full.
     pub fn forward(&self, x: &Tensor, attend: Attend<'_>) -> Result<Tensor> {
         let bias = Tensor::cat(&[&self.q_bias, &self.q_bias.zeros_like().detach(), &self.v_bias], 0);
-        let qkv = x.linear(&self.qkv, Some(&bias)).chunk(3, -1);
+        let qkv = layers::linear(x, &self.qkv, Some(&bias)).chunk(3, -1);
         let [q, k, v] = [0, 1, 2].map(|part| split_heads(&qkv[part], self.heads));
         let (q, k, scale) = match &self.scale_mul {
             Some(logarithms) => {

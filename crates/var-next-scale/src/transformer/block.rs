@@ -1,6 +1,7 @@
 //! A block whose norms are modulated by the class, and the head.
 
-use tch::nn::{self, Init, Module};
+use layers::Linear;
+use tch::nn::{self, Init};
 use tch::{Kind, Tensor, no_grad};
 use video_core::Result;
 
@@ -19,8 +20,8 @@ pub struct Modulation([Tensor; 6]);
 #[derive(Debug)]
 pub struct AdaLnBlock {
     attn: SelfAttention,
-    fc1: nn::Linear,
-    fc2: nn::Linear,
+    fc1: Linear,
+    fc2: Linear,
     ada: Ada,
     width: i64,
     eps: f64,
@@ -29,7 +30,7 @@ pub struct AdaLnBlock {
 
 #[derive(Debug)]
 enum Ada {
-    Own(nn::Linear),
+    Own(Linear),
     Shared(Tensor),
 }
 
@@ -53,7 +54,7 @@ impl AdaLnBlock {
             Ada::Shared(own)
         } else {
             let layer = linear(&(path / "ada_lin" / 1), width, 6 * width, std);
-            scale_parts(&layer.ws, 0, 2 * width, config);
+            scale_parts(layer.weight(), 0, 2 * width, config);
             Ada::Own(layer)
         };
         Self {
@@ -124,8 +125,8 @@ fn modulated(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Tensor {
 /// A norm modulated by the class, and a linear layer to the vocabulary. Variables: `head_nm.ada_lin.1`, `head`.
 #[derive(Debug)]
 pub struct AdaLnHead {
-    ada: nn::Linear,
-    head: nn::Linear,
+    ada: Linear,
+    head: Linear,
     eps: f64,
 }
 

@@ -2,8 +2,9 @@
 
 use std::cell::OnceCell;
 
+use layers::Linear;
 use serde::{Deserialize, Serialize};
-use tch::nn::{self, Init, Module};
+use tch::nn::{self, Init};
 use tch::{Kind, Tensor, no_grad};
 use video_core::{
     Condition, ConditionKind, Error, GridShape, Result, SampleOptions, TokenGenerator, TokenGrid,
@@ -64,7 +65,7 @@ impl SpaceTimeVarConfig {
 #[derive(Debug)]
 struct ChunkInputs {
     /// From the sum of the pyramid before, z, to C.
-    before: nn::Linear,
+    before: Linear,
     /// `[1, l₀, C]`
     start: Tensor,
     /// `[1, L₁, C]`
