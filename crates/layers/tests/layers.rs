@@ -1,6 +1,6 @@
 //! Properties of the shared blocks.
 
-use layers::{AttentionOptions, attention, init, linear, merge_heads, split_heads};
+use layers::{AttentionOptions, attention, init, merge_heads, split_heads};
 use tch::{Device, Kind, Tensor, nn};
 
 fn randn(shape: &[i64]) -> Tensor {
@@ -36,23 +36,4 @@ fn a_truncated_normal_keeps_its_bounds_and_its_spread() {
     assert!(x.abs().max().double_value(&[]) <= 0.04 + 1e-6);
     assert!((x.std(true).double_value(&[]) - 0.0176).abs() < 2e-4);
     assert!(x.mean(Kind::Float).double_value(&[]).abs() < 3e-4);
-}
-
-#[test]
-fn a_large_product_is_that_of_a_small_one() {
-    // 2 × 96 rows and 192 × 384 weights are computed as a convolution, single rows as a matrix product.
-    let (x, weight, bias) = (randn(&[2, 96, 192]), randn(&[384, 192]), randn(&[384]));
-    let [x, weight, bias] = [x, weight, bias].map(|leaf| leaf.set_requires_grad(true));
-    for bias in [None, Some(&bias)] {
-        let whole = linear(&x, &weight, bias);
-        let rows: Vec<Tensor> = x.unbind(1).iter().map(|row| linear(row, &weight, bias)).collect();
-        let rows = Tensor::stack(&rows, 1);
-        assert_eq!(whole.size(), [2, 96, 384]);
-        assert!(distance(&whole, &rows) < 1e-3);
-        let gradients =
-            |y: &Tensor| Tensor::run_backward(&[y.cos().sum(Kind::Float)], &[&x, &weight], false, false);
-        for (of_whole, of_rows) in gradients(&whole).iter().zip(gradients(&rows)) {
-            assert!(distance(of_whole, &of_rows) < 1e-2);
-        }
-    }
 }

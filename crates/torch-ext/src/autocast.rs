@@ -29,19 +29,6 @@ pub fn autocasts() -> bool {
     DEPTH.get() > 0
 }
 
-/// Whether bfloat16 is faster than float32 there: on CUDA devices, and on CPUs with instructions for it (AVX-512 BF16, which those
-/// with AMX have too; on ARM `bf16`). Other CPUs emulate it slowly.
-pub fn multiplies_bf16(device: Device) -> bool {
-    match device {
-        Device::Cuda(_) => true,
-        #[cfg(target_arch = "x86_64")]
-        Device::Cpu => std::arch::is_x86_feature_detected!("avx512bf16"),
-        #[cfg(target_arch = "aarch64")]
-        Device::Cpu => std::arch::is_aarch64_feature_detected!("bf16"),
-        _ => false,
-    }
-}
-
 thread_local! {
     /// How many calls of [`autocast_bf16`] this thread is within.
     static DEPTH: Cell<u32> = const { Cell::new(0) };

@@ -21,12 +21,14 @@ mod autocast;
 mod ffi;
 mod foreach;
 mod memory_format;
+mod processor;
 mod rng;
 
 pub use adamw::{AdamW, AdamWConfig, AdamWState};
-pub use autocast::{autocast_bf16, autocasts, multiplies_bf16};
+pub use autocast::{autocast_bf16, autocasts};
 pub use foreach::{global_norm, lerp_, scale_};
 pub use memory_format::{MemoryFormat, channels_last, channels_last_3d, contiguous, is_contiguous};
+pub use processor::{has_slow_matmul, multiplies_bf16};
 pub use rng::{rng_state, set_rng_state};
 
 /// The version of the libtorch in use, such as `2.13.0`.
