@@ -4,7 +4,7 @@
 default:
     @"{{just_executable()}}" --list
 
-# Train a video tokenizer on synthetic clips, evaluate it, write runs/quickstart/report.html
+# Train a video tokenizer and a generator on synthetic clips, evaluate both, write runs/quickstart/report.html
 quickstart *args:
     cargo run --release -q -p experiments -- run experiments/configs/quickstart.toml {{args}}
 
