@@ -349,6 +349,16 @@ impl Sampled {
         Ok(Self { tokens: TokenGrid::new(ids)?, steps: inputs.len(), decided })
     }
 
+    /// Of pyramids, all scales in a row, of which each is decided in a step.
+    fn of_scales(tokens: TokenGrid, lengths: &[i64]) -> Self {
+        let device = tokens.ids().device();
+        let steps = Tensor::arange(lengths.len() as i64, (Kind::Int64, device));
+        let of_token =
+            steps.repeat_interleave_self_tensor(&Tensor::from_slice(lengths).to_device(device), 0, None);
+        let decided = of_token.expand_as(tokens.ids()).contiguous();
+        Self { tokens, steps: lengths.len(), decided }
+    }
+
     /// Of a Muse.
     fn of_muse(generator: &Muse, decoded: &MuseDecoded) -> Result<Self> {
         let GridShape { frames, height, width } = generator.config().grid;
@@ -393,8 +403,8 @@ impl Generator {
         }
     }
 
-    /// Draws what a region of given tokens leaves open: interpolation, in- and outpainting. Of the condition, class and text
-    /// count.
+    /// Draws what a region of given tokens leaves open: interpolation, in- and outpainting. Of the condition, the class
+    /// counts. VAR's region is of its latent's size, `[1, 1, h, w]`.
     ///
     /// # Errors
     /// As [`TokenGenerator::sample`]; a generator that only continues.
@@ -404,13 +414,23 @@ impl Generator {
         condition: &Condition,
         options: &SampleOptions,
     ) -> Result<Sampled> {
-        let Self::Maskgit(generator) = self else {
-            bail!("this generator fills in no region of a clip; kind = \"maskgit\" does");
-        };
-        condition.check_served("MaskGit", generator.serves())?;
-        let region = Some((ConditionMode::InputToInput, region));
-        let decoded = generator.sample_in_region(region, condition.class.as_ref(), options)?;
-        Sampled::of(decoded.ids, &decoded.inputs, MASK)
+        match self {
+            Self::Maskgit(generator) => {
+                condition.check_served("MaskGit", generator.serves())?;
+                let region = Some((ConditionMode::InputToInput, region));
+                let decoded = generator.sample_in_region(region, condition.class.as_ref(), options)?;
+                Sampled::of(decoded.ids, &decoded.inputs, MASK)
+            }
+            Self::Var(generator) => {
+                let image = TokenGrid::new(region.ids.shallow_clone())?;
+                let mask = region.region.squeeze_dim(0).squeeze_dim(0);
+                let tokens = generator.sample_edit(&image, &mask, condition, options)?;
+                Ok(Sampled::of_scales(tokens, &generator.model().pyramid().lengths()))
+            }
+            _ => {
+                bail!("this generator fills in no region of a clip; kind = \"maskgit\" and kind = \"var\" do")
+            }
+        }
     }
 
     /// The training loss of a batch, and its nats per token, 0-d both.
@@ -484,15 +504,10 @@ impl Generator {
         options: &SampleOptions,
     ) -> Result<Sampled> {
         let shape = GridShape { frames: 1, height: 1, width: lengths.iter().sum() };
-        let tokens = self.sample(condition, shape, options)?;
-        let device = tokens.ids().device();
-        let steps = Tensor::arange(lengths.len() as i64, (Kind::Int64, device));
-        let of_token =
-            steps.repeat_interleave_self_tensor(&Tensor::from_slice(lengths).to_device(device), 0, None);
-        let decided = of_token.expand_as(tokens.ids()).contiguous();
+        let sampled = Sampled::of_scales(self.sample(condition, shape, options)?, lengths);
         let given = condition.first_frames.as_ref().map_or(0, |first| first.shape().width);
-        let _ = decided.narrow(3, 0, given).fill_(-1);
-        Ok(Sampled { tokens, steps: lengths.len(), decided })
+        let _ = sampled.decided.narrow(3, 0, given).fill_(-1);
+        Ok(sampled)
     }
 }
 

@@ -129,6 +129,44 @@ impl VarGenerator {
         })
     }
 
+    /// Makes the part of an image anew that a mask leaves open ([`Edit::new`]): in- and out-painting, and with a class
+    /// class-conditional editing. The image is ids of all scales in a row, int64 `[B, 1, 1, L]`, the mask `[h, w]` of the last
+    /// scale's size, 1 where tokens are kept.
+    ///
+    /// # Errors
+    /// As [`TokenGenerator::sample`]; ids of another shape, or another number of images than `options.batch`; a mask of another size.
+    pub fn sample_edit(
+        &self,
+        image: &TokenGrid,
+        mask: &Tensor,
+        condition: &Condition,
+        options: &SampleOptions,
+    ) -> Result<TokenGrid> {
+        self.check_grid(image.shape())?;
+        let (pyramid, device) = (self.model.pyramid(), self.model.device());
+        let ids = image.ids().flatten(1, -1).to_device(device);
+        let edit = Edit::new(pyramid.split(&ids)?, &mask.to_device(device), pyramid)?;
+        self.sample_prompted(&VarPrompt { edit: Some(&edit), noise: None }, condition, options)
+    }
+
+    fn sample_prompted(
+        &self,
+        prompt: &VarPrompt<'_>,
+        condition: &Condition,
+        options: &SampleOptions,
+    ) -> Result<TokenGrid> {
+        condition.check_served("VAR", &self.serves)?;
+        if options.batch < 1 {
+            return Err(Error::config("batch", options.batch, "at least 1"));
+        }
+        let classes = self.classes(options.batch, condition.class.as_ref())?;
+        tch::manual_seed(options.seed as i64);
+        let sampling =
+            VarSampling { cfg: options.guidance - 1.0, filter: options.filter, more_smooth: false };
+        let sampled = self.sample_pyramid(&classes, sampling, prompt, &mut |_| ())?;
+        TokenGrid::new(Tensor::cat(&sampled.ids, 1).unsqueeze(1).unsqueeze(1))
+    }
+
     /// Classes `[batch]` of a condition, or none.
     fn classes(&self, batch: i64, classes: Option<&Tensor>) -> Result<Tensor> {
         classes_or_none(&self.model, batch, classes)
@@ -238,17 +276,8 @@ impl TokenGenerator for VarGenerator {
 
     /// Guidance g is `cfg` = g − 1: the ramp ends at g times the logits with class.
     fn sample(&self, condition: &Condition, shape: GridShape, options: &SampleOptions) -> Result<TokenGrid> {
-        condition.check_served("VAR", &self.serves)?;
         self.check_grid(shape)?;
-        if options.batch < 1 {
-            return Err(Error::config("batch", options.batch, "at least 1"));
-        }
-        let classes = self.classes(options.batch, condition.class.as_ref())?;
-        tch::manual_seed(options.seed as i64);
-        let sampling =
-            VarSampling { cfg: options.guidance - 1.0, filter: options.filter, more_smooth: false };
-        let sampled = self.sample_pyramid(&classes, sampling, &VarPrompt::default(), &mut |_| ())?;
-        TokenGrid::new(Tensor::cat(&sampled.ids, 1).unsqueeze(1).unsqueeze(1))
+        self.sample_prompted(&VarPrompt::default(), condition, options)
     }
 
     fn serves(&self) -> &[ConditionKind] {

@@ -233,7 +233,7 @@ impl Clip<'_> {
             compression.height,
             compression.width
         );
-        // What is not given must not shine through: the nearest given pixels, or black.
+        // What is not given must not shine through: the nearest given pixels stand in its place, or the given ones' mean colour.
         let index = |size: i64, from: i64, length: i64| {
             Tensor::arange(size, (Kind::Int64, Device::Cpu)).clamp(from, from + length - 1)
         };
@@ -242,7 +242,11 @@ impl Clip<'_> {
             inner.index_select(4, &index(width, x, columns))
         } else {
             let padded = video.copy();
-            let _ = padded.narrow(3, y, rows).narrow(4, x, columns).fill_(-1.0);
+            let hidden = padded.narrow(3, y, rows).narrow(4, x, columns);
+            let sum = |pixels: &Tensor| pixels.sum_dim_intlist([2i64, 3, 4].as_slice(), true, Kind::Float);
+            let given = frames * (height * width - rows * columns);
+            let mean = (sum(&video) - sum(&hidden)) / given;
+            hidden.shallow_clone().copy_(&mean.expand_as(&hidden));
             padded
         };
         Ok((padded, given.view([1, 1, self.grid.height, self.grid.width])))

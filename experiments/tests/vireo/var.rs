@@ -147,6 +147,22 @@ fn images_are_tokenized_generated_and_shown_from_coarse_to_fine() {
         .assert()
         .success();
     assert_eq!(video_data::read_image(&folder.join("drawn.png"), None).unwrap().size(), [1, 3, 1, 16, 32]);
+    // In- and out-painting, and with a class, editing: the same part of the latent is kept whatever the seed.
+    let edit = |name: &str, rectangle: [&str; 2], seed: &str| {
+        let mut arguments =
+            vec!["--edit", "one.png", "--count", "1", "--class", "3", "--seed", seed, "-o", name];
+        arguments.extend(rectangle);
+        let said = with("sample", run, &arguments, folder).assert().success();
+        assert!(String::from_utf8_lossy(&said.get_output().stdout).contains("3 steps"));
+        video_data::read_image(&folder.join(name), None).unwrap()
+    };
+    for rectangle in [["--renew", "0,0,8,16"], ["--keep", "0,0,8,16"]] {
+        assert!(edit("a.png", rectangle, "0") == edit("b.png", rectangle, "0"), "the same seed");
+        assert!(
+            edit("a.png", rectangle, "0") != edit("b.png", rectangle, "1"),
+            "{rectangle:?} kept everything"
+        );
+    }
 }
 
 #[test]
