@@ -2,7 +2,7 @@
 use std::path::PathBuf;
 
 fn main() {
-    println!("cargo:rerun-if-changed=shim/shim.cpp");
+    println!("cargo:rerun-if-changed=shim");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
@@ -35,4 +35,25 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .file("shim/shim.cpp")
         .compile("vireo_torch_ext");
+    if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        winograd("avx512", "-mavx512f", 16);
+        winograd("avx2", "-mavx2", 8);
+    }
+}
+
+/// Compiles the convolutions for one family of processors. The shim asks the processor before it calls them.
+fn winograd(family: &str, instructions: &str, lanes: u32) {
+    cc::Build::new()
+        .cpp(true)
+        .std("c++20")
+        .pic(true)
+        // Of use in debug builds too: without optimisation it would be slower than what it replaces.
+        .opt_level(3)
+        .flag(instructions)
+        .flag("-mfma")
+        .flag("-ffp-contract=fast")
+        .define("LANES", lanes.to_string().as_str())
+        .define("FAMILY", format!("winograd_{family}").as_str())
+        .file("shim/winograd.cpp")
+        .compile(&format!("vireo_winograd_{family}"));
 }

@@ -55,6 +55,10 @@ impl FrameGroupNorm {
 
 /// `[B, C, T, H, W]` as `[B·T, C, H, W]`: a view in channels-last order where the video lies in channels-last order.
 pub fn fold_time(x: &Tensor) -> Tensor {
+    if x.size()[2] == 1 {
+        // The general form would give a single frame strides by which kernels do not know it for channels-last.
+        return x.squeeze_dim(2);
+    }
     x.transpose(1, 2).flatten(0, 1)
 }
 

@@ -64,6 +64,15 @@ unsafe extern "C" {
         device_index: c_int,
         state: RawTensor,
     ) -> *mut c_char;
+    pub(crate) fn vireo_winograd_channels() -> i64;
+    pub(crate) fn vireo_winograd(
+        input: RawTensor,
+        weight: RawTensor,
+        bias: RawTensor,
+        pad_rows: i64,
+        pad_columns: i64,
+        out: *mut RawTensor,
+    ) -> *mut c_char;
 }
 
 /// Turns the shim's answer into a `Result`, and frees its message.

@@ -23,6 +23,7 @@ mod foreach;
 mod memory_format;
 mod processor;
 mod rng;
+mod winograd;
 
 pub use adamw::{AdamW, AdamWConfig, AdamWState};
 pub use autocast::{autocast_bf16, autocasts};
@@ -30,6 +31,7 @@ pub use foreach::{global_norm, lerp_, scale_};
 pub use memory_format::{MemoryFormat, channels_last, channels_last_3d, contiguous, is_contiguous};
 pub use processor::{has_slow_matmul, multiplies_bf16};
 pub use rng::{rng_state, set_rng_state};
+pub use winograd::winograd_conv3d;
 
 /// The version of the libtorch in use, such as `2.13.0`.
 pub fn torch_version() -> &'static str {

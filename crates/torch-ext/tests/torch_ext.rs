@@ -155,4 +155,38 @@ proptest! {
         torch_ext::lerp_(&targets, &tensors, 0.25).unwrap();
         prop_assert!(close(&Tensor::cat(&targets, 0), &(&flat * factor * 0.25), 1e-5));
     }
+
+    #[test]
+    fn winograd_agrees_with_the_definition(
+        (batch, frames, kernel_frames) in (1i64..3, 3i64..6, 1i64..4),
+        (height, width) in (9i64..30, 9i64..30),
+        (inputs, outputs) in (1i64..4, 1i64..4),
+        padding in [0i64..3, 0i64..3],
+        with_bias in any::<bool>(),
+    ) {
+        let _alone = alone();
+        let x = torch_ext::channels_last_3d(&Tensor::randn([batch, 16 * inputs, frames, height, width], CPU));
+        let weight = Tensor::randn([16 * outputs, 16 * inputs, kernel_frames, 3, 3], CPU) * 0.1;
+        let bias = with_bias.then(|| Tensor::randn([16 * outputs], CPU));
+        let Some(y) = torch_ext::winograd_conv3d(&x, &weight, bias.as_ref(), padding) else {
+            // Too little work, or a processor that has not the instructions.
+            return Ok(());
+        };
+        let expected = x.conv3d(&weight, bias.as_ref(), 1, [0, padding[0], padding[1]], 1, 1);
+        prop_assert!(torch_ext::is_contiguous(&y, MemoryFormat::ChannelsLast3d).unwrap());
+        prop_assert!(close(&y, &expected, 1e-4), "{:?} and {:?}", y.size(), expected.size());
+    }
+}
+
+#[test]
+fn winograd_is_taken_where_it_pays_alone() {
+    let [x, weight] = [[1i64, 32, 3, 32, 32], [32, 32, 3, 3, 3]].map(|size| Tensor::randn(size, CPU));
+    let run = |x: &Tensor, weight: &Tensor| torch_ext::winograd_conv3d(x, weight, None, [1, 1]).is_some();
+    #[cfg(target_arch = "x86_64")]
+    assert_eq!(run(&x, &weight), std::arch::is_x86_feature_detected!("avx2"));
+    assert!(!run(&x.to_kind(Kind::Double), &weight.to_kind(Kind::Double)));
+    assert!(!run(&x.narrow(3, 0, 4), &weight), "few tiles");
+    assert!(!run(&x.narrow(1, 0, 20), &weight.narrow(1, 0, 20)), "channels that fill no register");
+    assert!(!run(&x.set_requires_grad(true), &weight), "gradients");
+    assert!(!run(&x.zeros_like(), &weight.narrow(3, 0, 1)), "another kernel");
 }
