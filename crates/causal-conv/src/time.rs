@@ -239,7 +239,7 @@ impl Past {
     /// Runs some layers over one piece of `[B, C, T, H, W]` after the other and joins what they give, so that their
     /// activations stay near the processor's cache and in memory that is used again. It is the same as in one piece.
     ///
-    /// Pieces end where windows of stride `align` end. `per_frame`: how many numbers the largest activation has.
+    /// Pieces end where windows of stride `align` end. `per_frame`: how many numbers a frame of the largest activation has.
     pub fn in_pieces(
         &mut self,
         x: &Tensor,
@@ -267,6 +267,12 @@ impl Past {
         }
         if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(&outputs, 2) }
     }
+}
+
+/// The positions of one frame of a batch `[B, C, T, H, W]`.
+pub(crate) fn frame_size(x: &Tensor) -> i64 {
+    let size = x.size();
+    size[0] * size[3] * size[4]
 }
 
 /// Padding in front of `[B, C, T, ...]`; a negative number of frames crops.

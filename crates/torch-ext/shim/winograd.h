@@ -1,6 +1,7 @@
-// Convolutions with 3×3 kernels in space and any in time, of stride 1, by Winograd's minimal filtering F(2×2, 3×3)
-// (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", section 4): 16 products where the definition
-// takes 36. No header of libtorch here: what includes this is compiled for processors that others do not have.
+// Convolutions with 3×3 kernels in space and any in time, of stride 1, by Winograd's minimal filtering (Lavin and Gray, "Fast
+// Algorithms for Convolutional Neural Networks", section 4): F(2×2, 3×3) in space, 16 products where the definition takes 36,
+// and for kernels of three frames F(2, 3) in time, 4 where it takes 6. No header of libtorch here: what includes this is
+// compiled for processors that others do not have.
 #pragma once
 #include <cstdint>
 

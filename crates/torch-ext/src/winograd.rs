@@ -8,9 +8,9 @@ use crate::ffi;
 const FEWEST_TILES: i64 = 128;
 
 /// The convolution of `[B, in, T, H, W]` with `[out, in, kt, 3, 3]` and a bias `[out]`, of stride 1, with zeros around each frame
-/// (`[rows, columns]` on both sides) and none in time: `[B, out, T - kt + 1, H', W']`, channels-last. It takes 4/9 of the
-/// products that the definition takes (Winograd's F(2×2, 3×3): Lavin and Gray 2015, section 4.1) and differs from it by
-/// about 1e-6 of the largest output.
+/// (`[rows, columns]` on both sides) and none in time: `[B, out, T - kt + 1, H', W']`, channels-last. Winograd's minimal
+/// filtering (Lavin and Gray 2015, section 4) takes 4/9 of the definition's products in space, F(2×2, 3×3), and where
+/// kt = 3, as nearly everywhere, 2/3 of those in time too, F(2, 3). The result differs by about 1e-6 of the largest output.
 ///
 /// None where it does not apply: with gradients, off the CPU, on processors without AVX2, for other kinds and kernels, for
 /// channels that do not fill the processor's registers, and for so little work that the definition is as fast.

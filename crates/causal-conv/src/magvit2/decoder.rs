@@ -8,7 +8,7 @@ use super::Magvit2Config;
 use crate::blocks::{AdaptiveGroupNorm, EPS, ResBlock, Upsample, check_channels};
 use crate::conv::{CausalConv3d, CausalConv3dConfig};
 use crate::patcher::Patcher;
-use crate::time::Past;
+use crate::time::{Past, frame_size};
 
 /// One level: a norm under the code's control, residual blocks, then the way to the next finer level.
 #[derive(Debug)]
@@ -104,10 +104,14 @@ impl Decoder {
     /// One chunk of latent frames.
     pub(crate) fn run(&self, features: &Tensor, past: &mut Past) -> Tensor {
         let features = torch_ext::channels_last_3d(features);
-        let mut x = self.conv_in.run(&features, past);
-        for block in &self.mid {
-            x = block.run(&x, past);
-        }
+        let x =
+            past.in_pieces(&features, 1, self.conv_in.outputs() * frame_size(&features), |piece, past| {
+                let mut x = self.conv_in.run(piece, past);
+                for block in &self.mid {
+                    x = block.run(&x, past);
+                }
+                x
+            });
         let patches = self.refine(&self.levels, &x, &features, past);
         let video = self.patcher.run_back(&patches, past);
         past.end_chunk();
@@ -119,9 +123,8 @@ impl Decoder {
         let Some((level, finer)) = levels.split_first() else {
             return self.conv_out.run_normed(&self.norm_out, x, past);
         };
-        let size = x.size();
         let mut start = 0;
-        past.in_pieces(x, 1, size[..2].iter().chain(&size[3..]).product(), |piece, past| {
+        past.in_pieces(x, 1, x.size()[1] * frame_size(x), |piece, past| {
             let frames = piece.size()[2];
             let condition = condition.narrow(2, start, frames);
             start += frames;

@@ -8,7 +8,7 @@ use super::Magvit2Config;
 use crate::blocks::{Downsample, EPS, ResBlock, check_channels};
 use crate::conv::{CausalConv3d, CausalConv3dConfig};
 use crate::patcher::Patcher;
-use crate::time::Past;
+use crate::time::{Past, frame_size};
 
 /// One level: residual blocks, then the way to the next coarser level.
 #[derive(Debug)]
@@ -106,9 +106,7 @@ impl Encoder {
     pub(crate) fn run(&self, video: &Tensor, past: &mut Past) -> Tensor {
         let mut x = torch_ext::channels_last_3d(&self.patcher.run(video, past));
         for (i, level) in self.levels.iter().enumerate() {
-            let size = x.size();
-            let per_frame = size[0] * level.width * size[3] * size[4];
-            x = past.in_pieces(&x, level.stride, per_frame, |piece, past| {
+            x = past.in_pieces(&x, level.stride, level.width * frame_size(&x), |piece, past| {
                 let mut x = if i == 0 { self.conv_in.run(piece, past) } else { piece.shallow_clone() };
                 for block in &level.blocks {
                     x = block.run(&x, past);
@@ -116,9 +114,13 @@ impl Encoder {
                 level.downsample.as_ref().map(|down| down.run(&x, past)).unwrap_or(x)
             });
         }
-        for block in &self.mid {
-            x = block.run(&x, past);
-        }
+        x = past.in_pieces(&x, 1, x.size()[1] * frame_size(&x), |piece, past| {
+            let mut x = piece.shallow_clone();
+            for block in &self.mid {
+                x = block.run(&x, past);
+            }
+            x
+        });
         let features = self.conv_out.run_normed(&self.norm_out, &x, past);
         past.end_chunk();
         features
