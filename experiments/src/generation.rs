@@ -46,6 +46,12 @@ pub struct Generation {
     pub clips: usize,
     /// Continuation of held-out clips, if the model was trained for it.
     pub prediction: Option<Prediction>,
+    /// FVD of what was sampled and continued, with its conventions in the name.
+    #[serde(default)]
+    pub extra: Vec<(String, f64)>,
+    /// What was not computed, and why.
+    #[serde(default)]
+    pub absent: Vec<(String, String)>,
 }
 
 /// Held-out clips continued from their first frames. All figures are of the frames after these.
@@ -313,15 +319,32 @@ pub fn measure(
     let started = Instant::now();
     let sampled = model.sample_in_steps(&model.condition(&held_out, loaded.device), &options)?;
     let seconds = started.elapsed().as_secs_f64();
+    let generated = loaded.tokenizer.decode(&sampled.tokens)?.to_device(Device::Cpu);
     if let Some(folder) = samples {
-        write_samples(&loaded, &sampled, settings.samples.min(clips.len()), folder)?;
+        write_samples(&loaded, &sampled, &generated, settings.samples.min(clips.len()), folder)?;
     }
+    let originals: Vec<Tensor> = clips.iter().map(Clip::to_float).collect();
+    let (mut extra, mut absent) = (Vec::new(), Vec::new());
+    let mut judge = |name: &str, made: &Tensor| {
+        let made = made.unbind(0);
+        crate::pretrained::measure_fvd(
+            config,
+            loaded.device,
+            name,
+            &originals,
+            &made,
+            &mut extra,
+            &mut absent,
+        )
+    };
+    judge("FVD of samples", &generated)?;
 
     let prediction = if model.serves().contains(&ConditionKind::FirstFrames) {
-        let predicted = predict(&model, &loaded, &clips, &held_out, generator, &options)?;
-        for (index, clip) in clips.iter().enumerate().take(settings.samples) {
+        let predicted = predict(&model, &loaded, &originals, &held_out, generator, &options)?;
+        judge("FVD of continuations", &predicted.video)?;
+        for (index, clip) in originals.iter().enumerate().take(settings.samples) {
             let Some(folder) = samples else { break };
-            let pair = [clip.to_float(), predicted.video.get(index as i64)];
+            let pair = [clip.shallow_clone(), predicted.video.get(index as i64)];
             let path = folder.join(format!("continued-{index:02}.gif"));
             video_data::write_gif(&path, &Tensor::cat(&pair, 3), 8.0)?;
         }
@@ -343,7 +366,7 @@ pub fn measure(
         (tokens.ids().narrow(0, 0, half), tokens.ids().narrow(0, half, tokens.batch() - half));
     let bits = bits_per_token(&model, &held_out, loaded.device)?;
     let exact = matches!(&model, Generator::VideoGpt(_) | Generator::PerceiverAr(_));
-    let values = clips.first().map(|clip| clip.to_float().numel() as f64);
+    let values = originals.first().map(|clip| clip.numel() as f64);
     let bits_per_dimension = values.filter(|_| exact).map(|n| bits * tokens.shape().tokens() as f64 / n);
     Ok(Generation {
         step,
@@ -355,13 +378,20 @@ pub fn measure(
         seconds_per_clip: seconds / clips.len() as f64,
         clips: clips.len(),
         prediction,
+        extra,
+        absent,
     })
 }
 
 /// Generated clips beside the order in which their tokens were decided, or, of a generator that goes from coarse to fine, with a
 /// row of its stages.
-fn write_samples(loaded: &LoadedTokenizer, sampled: &Sampled, count: usize, folder: &Path) -> Result<()> {
-    let video = loaded.tokenizer.decode(&sampled.tokens)?.to_device(Device::Cpu);
+fn write_samples(
+    loaded: &LoadedTokenizer,
+    sampled: &Sampled,
+    video: &Tensor,
+    count: usize,
+    folder: &Path,
+) -> Result<()> {
     let stages = loaded.tokenizer.coarse_to_fine(&sampled.tokens)?;
     for index in 0..count {
         let clip = video.get(index as i64);
@@ -388,7 +418,7 @@ struct Predicted {
 fn predict(
     model: &Generator,
     loaded: &LoadedTokenizer,
-    clips: &[Clip],
+    originals: &[Tensor],
     held_out: &TokenBatch,
     generator: &GeneratorRun,
     options: &SampleOptions,
@@ -402,7 +432,7 @@ fn predict(
     let continued = model.sample(&condition, generator.model.grid()?, &options)?;
     let video = loaded.tokenizer.decode(&continued)?.to_device(Device::Cpu);
     let reconstruction = loaded.tokenizer.decode(tokens)?.to_device(Device::Cpu);
-    let original = Tensor::stack(&clips.iter().map(Clip::to_float).collect::<Vec<_>>(), 0);
+    let original = Tensor::stack(originals, 0);
 
     let given = loaded.tokenizer.frames(settings.given_frames);
     let made = original.size()[2] - given;
@@ -471,5 +501,8 @@ pub fn print_summary(generation: &Generation) {
             p.copy_ssim,
             p.tokenizer_psnr
         );
+    }
+    for (name, value) in &generation.extra {
+        println!("{name}: {value:.4}");
     }
 }

@@ -45,17 +45,33 @@ pub fn measure(
             ));
         }
     }
+    measure_fvd(config, device, "FVD", &originals, reconstructions, extra, absent)
+}
+
+/// Adds the FVD between held-out clips and others `[C, T, H, W]` under a name, or why it is absent.
+///
+/// # Errors
+/// As [`measure`].
+pub fn measure_fvd(
+    config: &RunConfig,
+    device: Device,
+    name: &str,
+    originals: &[Tensor],
+    others: &[Tensor],
+    extra: &mut Vec<(String, f64)>,
+    absent: &mut Vec<(String, String)>,
+) -> Result<()> {
     let Some(path) = &config.evaluation.i3d else {
-        absent.push(("FVD".into(), "no I3D weights named in evaluation.i3d (docs/metrics.md)".into()));
+        absent.push((name.into(), "no I3D weights named in evaluation.i3d (docs/metrics.md)".into()));
         return Ok(());
     };
     let frames = originals[0].size()[1];
     if frames < 9 {
-        absent.push(("FVD".into(), format!("I3D needs at least 9 frames, the clips have {frames}")));
+        absent.push((name.into(), format!("I3D needs at least 9 frames, the clips have {frames}")));
         return Ok(());
     }
     let i3d = metrics::i3d::I3d::load(Path::new(path), device)?;
-    let value = metrics::fvd::fvd(&i3d, &originals, reconstructions, metrics::fvd::Preprocessing::StyleganV)?;
-    extra.push((format!("FVD (styleganv, {} clips of {frames} frames)", originals.len()), value));
+    let value = metrics::fvd::fvd(&i3d, originals, others, metrics::fvd::Preprocessing::StyleganV)?;
+    extra.push((format!("{name} (styleganv, {} clips of {frames} frames)", originals.len()), value));
     Ok(())
 }

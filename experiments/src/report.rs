@@ -147,6 +147,7 @@ fn generated(run: &Path, g: &Generation, log: &[serde_json::Value]) -> Result<Ma
             [series("continued", &p.psnr_by_frame), series("last frame repeated", &p.copy_psnr_by_frame)];
         plots.extend(plots::lines("PSNR of continued frames", ["frame", "dB"], &series)?);
     }
+    rows.extend(g.extra.iter().map(|(name, value)| (name.clone(), format!("{value:.4}"))));
     Ok(html! {
         section {
             h2 { "Generated" }
@@ -166,7 +167,7 @@ fn generated(run: &Path, g: &Generation, log: &[serde_json::Value]) -> Result<Ma
                 p.note { "On the left a held-out clip; on the right the model's continuation of its first " (p.given) " frames." }
                 (gallery(&continued))
             }
-            table { tbody { @for (name, value) in &rows { tr { th { (name) } td { (value) } } } } }
+            (table(&rows, &g.absent))
             @if let Some(pace) = pace_of(log) { p.note { "Training: " (pace) } }
             div.plots { @for svg in &plots { div.plot { (PreEscaped(svg)) } } }
         }
@@ -220,11 +221,16 @@ fn figures(e: &Evaluation) -> Markup {
         rows.push(("Perplexity of the ids".into(), format!("{perplexity:.1}")));
     }
     rows.extend(e.extra.iter().map(|(name, value)| (name.clone(), format!("{value:.4}"))));
+    table(&rows, &e.absent)
+}
+
+/// Figures by name, and those that were not computed.
+fn table(rows: &[(String, String)], absent: &[(String, String)]) -> Markup {
     html! {
         table {
             tbody {
-                @for (name, value) in &rows { tr { th { (name) } td { (value) } } }
-                @for (name, why) in &e.absent { tr.absent { th { (name) } td { "not computed: " (why) } } }
+                @for (name, value) in rows { tr { th { (name) } td { (value) } } }
+                @for (name, why) in absent { tr.absent { th { (name) } td { "not computed: " (why) } } }
             }
         }
     }
