@@ -426,7 +426,7 @@ proptest! {
     fn residual_ids_look_up_what_was_coded(form in 0usize..3, stages in 1i64..5, seed in 0i64..1000) {
         let _alone = seeded(seed);
         let form = [ResidualFsqForm::Clamped, ResidualFsqForm::Tanh, ResidualFsqForm::Plain][form];
-        let config = ResidualFsqConfig { levels: vec![8, 5, 3], num_quantizers: stages, form, quantize_dropout: None };
+        let config = ResidualFsqConfig { levels: vec![8, 5, 3], num_quantizers: stages, form, ..ResidualFsqConfig::default() };
         let store = nn::VarStore::new(Device::Cpu);
         let quantizer = ResidualFsq::new(&store.root(), 3, config).unwrap();
         let out = quantizer.quantize(&features(&[5, 3]), Mode::Eval).unwrap();

@@ -453,6 +453,13 @@ fn fsq_cosmos(case: &Case) -> Result<Outputs, CaseError> {
     Ok(outputs)
 }
 
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SoftClamp {
+    One(f64),
+    OfChannels(Vec<f64>),
+}
+
 /// lucidrains' `ResidualFSQ`, with its defaults.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -463,6 +470,7 @@ struct LucidResidualFsq {
     #[serde(default)]
     is_channel_first: bool,
     bound_hard_clamp: Option<bool>,
+    soft_clamp_input_value: Option<SoftClamp>,
     #[serde(default)]
     quantize_dropout: bool,
     #[serde(default)]
@@ -486,6 +494,10 @@ fn residual_fsq(case: &Case) -> Result<Outputs, CaseError> {
             None | Some(true) => ResidualFsqForm::Clamped,
             Some(false) => ResidualFsqForm::Tanh,
         },
+        soft_clamp: theirs.soft_clamp_input_value.map(|limit| match limit {
+            SoftClamp::One(limit) => vec![limit],
+            SoftClamp::OfChannels(limits) => limits,
+        }),
         quantize_dropout: theirs.quantize_dropout.then_some(dropout),
     };
     let vs = nn::VarStore::new(Device::Cpu);
