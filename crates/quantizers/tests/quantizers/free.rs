@@ -313,6 +313,10 @@ fn bad_configs_name_the_field() {
         (QuantizerConfig::ResidualFsq(ResidualFsqConfig { num_quantizers: 0, ..fsqs() }), "num_quantizers"),
         (QuantizerConfig::ResidualFsq(ResidualFsqConfig { num_quantizers: 40, ..fsqs() }), "num_quantizers"),
         (QuantizerConfig::ResidualFsq(ResidualFsqConfig { levels: vec![0], ..fsqs() }), "levels"),
+        (
+            QuantizerConfig::ResidualFsq(ResidualFsqConfig { soft_clamp: Some(vec![1.0]), ..fsqs() }),
+            "soft_clamp",
+        ),
         (QuantizerConfig::ResidualLfq(ResidualLfqConfig { num_quantizers: 65, ..lfqs() }), "num_quantizers"),
         (
             QuantizerConfig::ResidualLfq(ResidualLfqConfig {

@@ -294,7 +294,7 @@ struct Tokenizer {
 
 /// A tokenizer, or its parts.
 enum Model {
-    Whole(Box<CosmosTokenizer>),
+    Whole(CosmosTokenizer),
     /// The reference builds tokenizers, too, whose decoder does not undo the encoder's strides, or whose strides are not those
     /// that the config says. Ours refuses them.
     Parts {
@@ -311,7 +311,7 @@ impl Model {
         let (time, space) = (config.temporal_compression, config.spatial_compression);
         let promised = [time, space, space];
         if config.encoder_factors() == promised && config.decoder_factors() == promised {
-            return Ok(Self::Whole(Box::new(CosmosTokenizer::new(path, config)?)));
+            return Ok(Self::Whole(CosmosTokenizer::new(path, config)?));
         }
         let latent = config.bottleneck.latent_channels();
         let conv = |name: &str, inputs, outputs| {
