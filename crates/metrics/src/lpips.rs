@@ -88,10 +88,14 @@ impl LpipsConfig {
     /// Refuses what cannot be built.
     ///
     /// # Errors
-    /// A `width_div` that leaves no channel.
+    /// A `width_div` that leaves a layer no channel.
     pub fn validate(&self) -> Result<()> {
-        if !(1..=16).contains(&self.width_div) {
-            return Err(Error::config("width_div", self.width_div, "1 to 16"));
+        let narrowest = match self.net {
+            Net::Alex | Net::Vgg => 64,
+            Net::Squeeze => 16,
+        };
+        if !(1..=narrowest).contains(&self.width_div) {
+            return Err(Error::config("width_div", self.width_div, format!("1 to {narrowest}")));
         }
         Ok(())
     }

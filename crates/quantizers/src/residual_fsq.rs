@@ -6,6 +6,7 @@ use video_core::{Error, Result};
 
 use crate::estimators::{check_features, full_precision};
 use crate::fsq::LevelGrid;
+use crate::lfq::positive;
 use crate::projection::Projections;
 use crate::residual::{QuantizeDropout, StagePass, check_stages, kept_stages, lookup_stages, pass_stages};
 use crate::{FsqConfig, Mode, Quantized, Quantizer, Usage};
@@ -18,7 +19,7 @@ pub enum ResidualFsqForm {
     /// the stage before it. The features are first squashed to c·tanh(x/c), c = 1 + 1/(L − 1): vector-quantize-pytorch.
     #[default]
     Clamped,
-    /// The same with tanh in place of the clamp, and without the squash.
+    /// The same with tanh in place of the clamp, and without the squash unless `soft_clamp` gives its c.
     Tanh,
     /// Every stage is a plain FSQ of the same scale: Cosmos.
     Plain,
@@ -34,6 +35,10 @@ pub struct ResidualFsqConfig {
     pub num_quantizers: i64,
     /// What a stage does.
     pub form: ResidualFsqForm,
+    /// c of a squash c·tanh(x/c) of the features before the first stage of [`ResidualFsqForm::Tanh`]: one for each
+    /// channel, or one for all of them. None: no squash.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_clamp: Option<Vec<f64>>,
     /// In training the stages after a random one are left out; none: never.
     pub quantize_dropout: Option<QuantizeDropout>,
 }
@@ -44,6 +49,7 @@ impl Default for ResidualFsqConfig {
             levels: vec![8, 5, 5, 3],
             num_quantizers: 8,
             form: ResidualFsqForm::default(),
+            soft_clamp: None,
             quantize_dropout: None,
         }
     }
@@ -77,6 +83,16 @@ impl ResidualFsqConfig {
     pub fn validate(&self) -> Result<()> {
         check_stages(self.num_quantizers, self.quantize_dropout)?;
         self.stage().validate()?;
+        if let Some(limits) = &self.soft_clamp {
+            if self.form != ResidualFsqForm::Tanh {
+                return Err(Error::config("soft_clamp", limits, "none: it belongs to form = \"tanh\""));
+            }
+            if limits.len() != 1 && limits.len() != self.levels.len() {
+                let expected = format!("1 number, or {}, one for each channel", self.levels.len());
+                return Err(Error::config("soft_clamp", limits, expected));
+            }
+            limits.iter().try_for_each(|&limit| positive("soft_clamp", limit))?;
+        }
         let finest = self.levels.iter().copied().max().unwrap_or(1) as f64;
         // The scales and what they are divided by must stay normal floats.
         if self.form != ResidualFsqForm::Plain && finest.powi(self.num_quantizers as i32 - 1) > 1e30 {
@@ -178,11 +194,16 @@ impl ResidualFsq {
 
     /// Brings features softly near the range of the first stage.
     fn squash(&self, z: &Tensor) -> Tensor {
-        if self.config.form != ResidualFsqForm::Clamped {
-            return z.shallow_clone();
-        }
-        let levels = Tensor::from_slice(&self.config.levels).to_device(z.device()).to_kind(z.kind());
-        let limit = (levels - 1.0).reciprocal() + 1.0;
+        let limit = match (self.config.form, &self.config.soft_clamp) {
+            (ResidualFsqForm::Clamped, _) => {
+                let limits: Vec<f64> =
+                    self.config.levels.iter().map(|&level| 1.0 + 1.0 / (level - 1) as f64).collect();
+                Tensor::from_slice(&limits)
+            }
+            (_, Some(limits)) => Tensor::from_slice(limits),
+            (_, None) => return z.shallow_clone(),
+        };
+        let limit = limit.to_device(z.device()).to_kind(z.kind());
         (z / &limit).tanh() * limit
     }
 }

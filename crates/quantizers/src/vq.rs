@@ -38,6 +38,8 @@ use crate::{Mode, Quantized, Quantizer, Usage};
 pub struct VqExtras {
     /// bool `[...]`: which tokens are there. Padding gives embedding 0 and id −1, and takes no part in losses and updates.
     pub mask: Option<Tensor>,
+    /// Gumbel noise `[c, N, K]` by which codes are drawn where the config says so.
+    pub sample_noise: Option<Tensor>,
     /// The order (a permutation of the N tokens) in which the first batch's features become codes.
     pub init_order: Option<Tensor>,
     /// Standard normals for the repeated features of a first batch with fewer tokens than codes.
@@ -203,7 +205,7 @@ impl Vq {
         }
 
         let view = self.view(x, train);
-        let (ids, codes) = self.choose(&view, train);
+        let (ids, codes) = self.choose(&view, train, extras.sample_noise.as_ref())?;
         let mut terms = None;
         let mut output = codes.shallow_clone();
         if train {
@@ -265,22 +267,30 @@ impl Vq {
     }
 
     /// Ids `[c, N]` and their codes `[c, N, D]`.
-    fn choose(&self, view: &View, train: bool) -> (Tensor, Tensor) {
+    fn choose(&self, view: &View, train: bool, noise: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
         let temperature = self.config.sample_temperature.unwrap_or(1.0);
         let scores = |view: &View| self.scores(view) / temperature;
         let ids = if train && self.config.sample_temperature.is_some() {
             let scores = tch::no_grad(|| scores(view));
-            (&scores + gumbel_like(&scores)).argmax(-1, false)
+            let noise = match noise {
+                Some(noise) if noise.size() == scores.size() => noise.shallow_clone(),
+                Some(noise) => {
+                    let expected = format!("{:?}, one number for each code", scores.size());
+                    return Err(Error::shape("sample_noise", &noise.size(), expected));
+                }
+                None => gumbel_like(&scores),
+            };
+            (scores + noise).argmax(-1, false)
         } else {
             nearest(&view.query, &view.keys, self.metric())
         };
         if train && self.config.softmax_gradient {
             let soft = scores(view).softmax(-1, view.x.kind());
             let chosen = ids.one_hot(self.config.codebook_size).to_kind(view.x.kind());
-            return (ids, (&soft - (&soft - chosen).detach()).bmm(&view.codes));
+            return Ok((ids, (&soft - (&soft - chosen).detach()).bmm(&view.codes)));
         }
         let codes = take(&view.codes, &ids);
-        (ids, codes)
+        Ok((ids, codes))
     }
 
     /// What is larger for nearer codes, `[c, N, K]`: minus the distance, or the dot product.

@@ -38,15 +38,6 @@ pub(super) fn repeat_time(x: &Tensor, past: &Past) -> Tensor {
     trim(&repeat(x, [2, 1, 1]), 2, past.starts_clip())
 }
 
-/// Refuses an odd height or width.
-fn check_even(what: &str, x: &Tensor) -> Result<()> {
-    let size = x.size();
-    if size[3] % 2 != 0 || size[4] % 2 != 0 {
-        return Err(Error::shape(what, &size, "an even height and width"));
-    }
-    Ok(())
-}
-
 /// Halves time, height and width at once: a 3×3×3 convolution with stride 2 of the video with zeros on the right and at the
 /// bottom.
 ///
@@ -67,13 +58,16 @@ impl Downsample {
         Ok(Self { conv, channels })
     }
 
-    /// `[B, C, 1 + 2·k, H, W]` to `[B, C, 1 + k, H/2, W/2]`.
+    /// `[B, C, 1 + 2·k, H, W]` to `[B, C, 1 + k, ⌊H/2⌋, ⌊W/2⌋]`.
     ///
     /// # Errors
-    /// Another number of axes or channels, or an odd height or width.
+    /// Another number of axes or channels, or a height or width of 1.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         check_channels("Downsample input", x, self.channels)?;
-        check_even("Downsample input", x)?;
+        let size = x.size();
+        if size[3] < 2 || size[4] < 2 {
+            return Err(Error::shape("Downsample input", &size, "a height and width of at least 2"));
+        }
         Ok(self.run(x, &mut Past::WholeClip))
     }
 
@@ -149,8 +143,10 @@ impl HybridDownsample {
     /// Another number of axes or channels, or an odd height or width where space is halved.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         check_channels("HybridDownsample input", x, self.channels)?;
-        if self.space {
-            check_even("HybridDownsample input", x)?;
+        let size = x.size();
+        if self.space && (size[3] % 2 != 0 || size[4] % 2 != 0) {
+            // The average pool would have fewer columns than the convolution.
+            return Err(Error::shape("HybridDownsample input", &size, "an even height and width"));
         }
         Ok(self.run(x, &mut Past::WholeClip))
     }

@@ -2,7 +2,7 @@
 
 use tch::nn::Module;
 use tch::{Tensor, nn};
-use video_core::{Error, Result};
+use video_core::Result;
 
 use super::OpenMagvit2Config;
 use super::blocks::{ResBlock, ResBlockConfig, check_images, conv, group_norm};
@@ -26,7 +26,6 @@ pub struct Encoder {
     norm_out: nn::GroupNorm,
     conv_out: nn::Conv2D,
     in_channels: i64,
-    stride: i64,
 }
 
 impl Encoder {
@@ -54,22 +53,16 @@ impl Encoder {
             norm_out: group_norm(path / "norm_out", config.num_groups, top, true)?,
             conv_out: conv(path / "conv_out", [top, config.z_channels], 1, 1, true),
             in_channels: config.in_channels,
-            stride: config.stride(),
         })
     }
 
-    /// `[N, C, H, W]` to features `[N, K, H', W']`. All layers compute in the order in memory that the images have:
-    /// channels-last ones are faster.
+    /// `[N, C, H, W]` to features `[N, K, H', W']`, sizes that the stride does not divide rounded up. All layers compute in
+    /// the order in memory that the images have: channels-last ones are faster.
     ///
     /// # Errors
-    /// Another number of axes or channels, or a size that the stride does not divide.
+    /// Another number of axes or channels.
     pub fn forward(&self, images: &Tensor) -> Result<Tensor> {
         check_images("images", images, self.in_channels)?;
-        let size = images.size();
-        if size[2] % self.stride != 0 || size[3] % self.stride != 0 {
-            let expected = format!("a height and a width that {} divides", self.stride);
-            return Err(Error::shape("images", &size, expected));
-        }
         Ok(self.run(images))
     }
 

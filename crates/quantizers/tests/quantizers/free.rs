@@ -313,6 +313,10 @@ fn bad_configs_name_the_field() {
         (QuantizerConfig::ResidualFsq(ResidualFsqConfig { num_quantizers: 0, ..fsqs() }), "num_quantizers"),
         (QuantizerConfig::ResidualFsq(ResidualFsqConfig { num_quantizers: 40, ..fsqs() }), "num_quantizers"),
         (QuantizerConfig::ResidualFsq(ResidualFsqConfig { levels: vec![0], ..fsqs() }), "levels"),
+        (
+            QuantizerConfig::ResidualFsq(ResidualFsqConfig { soft_clamp: Some(vec![1.0]), ..fsqs() }),
+            "soft_clamp",
+        ),
         (QuantizerConfig::ResidualLfq(ResidualLfqConfig { num_quantizers: 65, ..lfqs() }), "num_quantizers"),
         (
             QuantizerConfig::ResidualLfq(ResidualLfqConfig {
@@ -426,7 +430,7 @@ proptest! {
     fn residual_ids_look_up_what_was_coded(form in 0usize..3, stages in 1i64..5, seed in 0i64..1000) {
         let _alone = seeded(seed);
         let form = [ResidualFsqForm::Clamped, ResidualFsqForm::Tanh, ResidualFsqForm::Plain][form];
-        let config = ResidualFsqConfig { levels: vec![8, 5, 3], num_quantizers: stages, form, quantize_dropout: None };
+        let config = ResidualFsqConfig { levels: vec![8, 5, 3], num_quantizers: stages, form, ..ResidualFsqConfig::default() };
         let store = nn::VarStore::new(Device::Cpu);
         let quantizer = ResidualFsq::new(&store.root(), 3, config).unwrap();
         let out = quantizer.quantize(&features(&[5, 3]), Mode::Eval).unwrap();

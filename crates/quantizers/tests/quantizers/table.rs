@@ -303,6 +303,25 @@ fn wrong_draws_are_refused() {
 }
 
 #[test]
+fn given_noise_draws_the_codes() {
+    let _alone = seeded(0);
+    let store = nn::VarStore::new(Device::Cpu);
+    let config = VqConfig { sample_temperature: Some(1.0), ..small(VqConfig::lucidrains()) };
+    let size = config.codebook_size;
+    let vq = Vq::new(&store.root(), 4, config).unwrap();
+    // Far more noise on one code than any distance outweighs.
+    let noise = |tokens: i64| {
+        let noise = Tensor::zeros([1, tokens, size], (Kind::Float, Device::Cpu));
+        let _ = noise.select(2, 3).fill_(1e6);
+        VqExtras { sample_noise: Some(noise), ..VqExtras::default() }
+    };
+    let (drawn, _) = vq.quantize_with(&features(&[20, 4]), TRAIN, &noise(20)).unwrap();
+    assert!(drawn.ids.unwrap().eq(3).all().int64_value(&[]) == 1);
+    let refused = vq.quantize_with(&features(&[20, 4]), TRAIN, &noise(19));
+    assert!(matches!(refused, Err(Error::Shape { .. })));
+}
+
+#[test]
 fn quantize_dropout_leaves_out_late_stages() {
     let _alone = seeded(6);
     let dropout = QuantizeDropout { cutoff_index: 1, multiple_of: 2 };

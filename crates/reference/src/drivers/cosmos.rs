@@ -5,10 +5,10 @@ use causal_conv::cosmos::{
     Downsample, Encoder, HybridDownsample, HybridUpsample, PatchMethod, Patcher, ResBlock, Upsample,
 };
 use causal_conv::{CausalConv3d, CausalConv3dConfig, ClipStart, PadMode, TimePadding};
-use quantizers::{FsqConfig, Mode, QuantizerConfig};
+use quantizers::{FsqConfig, Mode, Quantizer, QuantizerConfig};
 use serde::Deserialize;
 use serde_json::Value;
-use tch::no_grad;
+use tch::{Tensor, nn, no_grad};
 
 use super::Driver;
 use super::magvit2::{Loaded, input};
@@ -292,6 +292,70 @@ struct Tokenizer {
     levels: Option<Vec<i64>>,
 }
 
+/// A tokenizer, or its parts.
+enum Model {
+    Whole(CosmosTokenizer),
+    /// The reference builds tokenizers, too, whose decoder does not undo the encoder's strides, or whose strides are not those
+    /// that the config says. Ours refuses them.
+    Parts {
+        encoder: Encoder,
+        quant_conv: CausalConv3d,
+        quantizer: Option<Box<dyn Quantizer>>,
+        post_quant_conv: CausalConv3d,
+        decoder: Decoder,
+    },
+}
+
+impl Model {
+    fn new(path: &nn::Path, config: &CosmosConfig) -> video_core::Result<Self> {
+        let (time, space) = (config.temporal_compression, config.spatial_compression);
+        let promised = [time, space, space];
+        if config.encoder_factors() == promised && config.decoder_factors() == promised {
+            return Ok(Self::Whole(CosmosTokenizer::new(path, config)?));
+        }
+        let latent = config.bottleneck.latent_channels();
+        let conv = |name: &str, inputs, outputs| {
+            CausalConv3d::new(&(path / name), inputs, outputs, CausalConv3dConfig::new([1; 3]))
+        };
+        let quantizer = match &config.bottleneck {
+            CosmosBottleneck::Discrete { embedding_dim, quantizer } => {
+                Some(quantizer.build(&(path / "quantizer"), *embedding_dim)?)
+            }
+            _ => None,
+        };
+        Ok(Self::Parts {
+            encoder: Encoder::new(&(path / "encoder"), config)?,
+            quant_conv: conv("quant_conv", config.z_channels, latent)?,
+            quantizer,
+            post_quant_conv: conv("post_quant_conv", latent, config.z_channels)?,
+            decoder: Decoder::new(&(path / "decoder"), config)?,
+        })
+    }
+
+    fn encode_features(&self, video: &Tensor) -> video_core::Result<Tensor> {
+        match self {
+            Self::Whole(tokenizer) => tokenizer.encode_features(video),
+            Self::Parts { encoder, quant_conv, .. } => quant_conv.forward(&encoder.forward(video)?),
+        }
+    }
+
+    fn quantizer(&self) -> Option<&dyn Quantizer> {
+        match self {
+            Self::Whole(tokenizer) => tokenizer.quantizer(),
+            Self::Parts { quantizer, .. } => quantizer.as_deref(),
+        }
+    }
+
+    fn decode_features(&self, latent: &Tensor) -> video_core::Result<Tensor> {
+        match self {
+            Self::Whole(tokenizer) => tokenizer.decode_features(latent),
+            Self::Parts { post_quant_conv, decoder, .. } => {
+                decoder.forward(&post_quant_conv.forward(latent)?)
+            }
+        }
+    }
+}
+
 fn tokenizer(case: &Case) -> Result<Outputs, CaseError> {
     let own: Tokenizer = case.config()?;
     let mut shared = case.config.clone();
@@ -314,7 +378,7 @@ fn tokenizer(case: &Case) -> Result<Outputs, CaseError> {
         }
         _ => return Err(CaseError::Config("CV has latent_channels, DV has levels".into())),
     };
-    let loaded = Loaded::new(case, rename, |path| CosmosTokenizer::new(path, &config))?;
+    let loaded = Loaded::new(case, rename, |path| Model::new(path, &config))?;
     let model = &loaded.model;
     no_grad(|| {
         let features = model.encode_features(&x)?;

@@ -68,7 +68,10 @@ impl<M> Loaded<M> {
     pub(super) fn outputs(&self, case: &Case, y: &Tensor) -> Result<Outputs, CaseError> {
         let mut outputs = Outputs::new();
         outputs.out("y", y);
-        (y * case.input("cot")?).sum(y.kind()).backward();
+        // A layer that does nothing has no weights to differentiate.
+        if y.requires_grad() {
+            (y * case.input("cot")?).sum(y.kind()).backward();
+        }
         self.gradients(case, &mut outputs)?;
         Ok(outputs)
     }
@@ -76,7 +79,9 @@ impl<M> Loaded<M> {
     /// The gradients that the case lists, of what was differentiated just now.
     pub(super) fn gradients(&self, case: &Case, outputs: &mut Outputs) -> Result<(), CaseError> {
         for name in case.gradient_names() {
-            outputs.grad(&name, &self.variable(&name)?.grad());
+            let variable = self.variable(&name)?;
+            let grad = variable.grad();
+            outputs.grad(&name, &if grad.defined() { grad } else { variable.zeros_like() });
         }
         Ok(())
     }

@@ -336,8 +336,8 @@ fn losses(case: &Case) -> Result<Outputs, CaseError> {
     load_into(&variables, &weights)?;
 
     // Before disc_start the reference computes all of it and multiplies it by zero.
-    let active = adversary.active(config.global_step);
-    let disc_factor = if active { config.disc_factor } else { 0.0 };
+    let disc_factor = if adversary.active(config.global_step) { config.disc_factor } else { 0.0 };
+    let reported = if disc_factor == 0.0 { 0.0 } else { 1.0 };
     let reconstruction = as_video(&last.forward(&case.input("feat")?));
     let nll = (&x - &reconstruction).abs().mean(Kind::Float);
     let generator = adversary.generator_terms(&reconstruction, &nll, &last.ws)?;
@@ -357,7 +357,7 @@ fn losses(case: &Case) -> Result<Outputs, CaseError> {
         ("gen_total", &total),
         ("nll", &nll),
         ("g_raw", &generator.gan),
-        ("d_weight", &(&generator.weight * if active { 1.0 } else { 0.0 })),
+        ("d_weight", &(&generator.weight * reported)),
         ("disc_total", &disc_total),
         ("disc_gan", &discriminator.gan),
         ("lecam", &discriminator.lecam),

@@ -116,7 +116,9 @@ fn fvd(case: &Case) -> Result<Outputs, CaseError> {
         rule: FrechetRule,
     }
     let config: Config = case.config()?;
-    let frechet = frechet_distance(&case.input("x1")?, &case.input("x2")?, config.rule)?;
+    // VideoGPT flattens what a network gives for a clip.
+    let features = |name: &str| -> Result<Tensor, CaseError> { Ok(case.input(name)?.f_flatten(1, -1)?) };
+    let frechet = frechet_distance(&features("x1")?, &features("x2")?, config.rule)?;
     let mut outputs = Outputs::new();
     outputs.number("distance", frechet.distance);
     outputs.number("mean_term", frechet.mean_term);

@@ -47,6 +47,11 @@ impl Layout {
         Self { channel_first: x.dim() >= 4 }
     }
 
+    /// As `given`, else by the rule.
+    fn given_or_of(given: Option<bool>, x: &Tensor) -> Self {
+        given.map_or_else(|| Self::of(x), |channel_first| Self { channel_first })
+    }
+
     fn read(self, x: &Tensor) -> Tensor {
         if self.channel_first { channels_last(x) } else { x.shallow_clone() }
     }
@@ -96,9 +101,15 @@ fn bits_of(codebook_size: i64) -> Result<i64, CaseError> {
 #[serde(default, deny_unknown_fields)]
 struct LucidLfq {
     dim: Option<i64>,
-    codebook_size: i64,
+    codebook_size: Option<i64>,
     num_codebooks: i64,
+    keep_num_codebooks_dim: bool,
+    channel_first: Option<bool>,
     num_quantizers: Option<i64>,
+    quantize_dropout: bool,
+    quantize_dropout_cutoff_index: i64,
+    quantize_dropout_multiple_of: i64,
+    dropout_index: Option<i64>,
     entropy_loss_weight: f64,
     commitment_loss_weight: f64,
     diversity_gamma: f64,
@@ -113,9 +124,15 @@ impl Default for LucidLfq {
     fn default() -> Self {
         Self {
             dim: None,
-            codebook_size: 0,
+            codebook_size: None,
             num_codebooks: 1,
+            keep_num_codebooks_dim: false,
+            channel_first: None,
             num_quantizers: None,
+            quantize_dropout: false,
+            quantize_dropout_cutoff_index: 0,
+            quantize_dropout_multiple_of: 1,
+            dropout_index: None,
             entropy_loss_weight: 0.1,
             commitment_loss_weight: 0.0,
             diversity_gamma: 1.0,
@@ -131,8 +148,13 @@ impl Default for LucidLfq {
 impl LucidLfq {
     /// Our config, and the features' width.
     fn ours(&self) -> Result<(LfqConfig, i64), CaseError> {
+        let bits = match (self.codebook_size, self.dim) {
+            (Some(size), _) => bits_of(size)?,
+            (None, Some(dim)) => dim,
+            (None, None) => return Err(CaseError::Config("neither dim nor codebook_size".into())),
+        };
         let config = LfqConfig {
-            bits: bits_of(self.codebook_size)?,
+            bits,
             num_codebooks: self.num_codebooks,
             bit_order: BitOrder::MsbFirst,
             spherical: self.spherical,
@@ -154,6 +176,20 @@ impl LucidLfq {
     }
 }
 
+/// The config with an entropy weight at which the entropies are computed: the references report them also where they
+/// do not weigh. [`loss_at`] the given weight is the loss then.
+fn reporting(config: &LfqConfig) -> LfqConfig {
+    let entropy_weight = if config.entropy_weight == 0.0 { 1.0 } else { config.entropy_weight };
+    LfqConfig { entropy_weight, ..config.clone() }
+}
+
+/// The sum of the losses, without the entropy's where its weight is 0.
+fn loss_at(entropy_weight: f64, quantized: &Quantized) -> Tensor {
+    let weighs = |name: &str| entropy_weight > 0.0 || name != "entropy";
+    let losses = quantized.losses.iter().filter(|(name, _)| weighs(name));
+    losses.fold(Tensor::from(0f32), |sum, (_, loss)| sum + loss)
+}
+
 fn lfq_forward(case: &Case) -> Result<Outputs, CaseError> {
     let theirs: LucidLfq = case.config()?;
     if theirs.num_quantizers.is_some() {
@@ -161,19 +197,24 @@ fn lfq_forward(case: &Case) -> Result<Outputs, CaseError> {
     }
     let (config, dim) = theirs.ours()?;
     let vs = nn::VarStore::new(Device::Cpu);
-    let lfq = Lfq::new(&vs.root(), dim, config)?;
+    let lfq = Lfq::new(&vs.root(), dim, reporting(&config))?;
     load_into(&vs, &case.weights())?;
 
     let x = case.input_with_grad("x")?;
-    let layout = Layout::of(&x);
+    let layout = Layout::given_or_of(theirs.channel_first, &x);
+    // The reference may keep the codebooks' axis where there is one codebook.
+    let keep = theirs.num_codebooks == 1 && theirs.keep_num_codebooks_dim;
+    let kept = |ids: &Tensor| if keep { ids.unsqueeze(-1) } else { ids.shallow_clone() };
     let noise = case.optional_input("rand");
     let (train, terms) = lfq.quantize_parts(&layout.read(&x), TRAIN, noise.as_ref())?;
     let quantized = layout.write(&train.embeddings);
-    let aux_loss = train.loss();
+    let aux_loss = loss_at(config.entropy_weight, &train);
     let mut outputs = Outputs::new();
-    outputs.out("quantized", &quantized).out("ids", &ids(&train)?).out("aux_loss", &aux_loss);
+    outputs.out("quantized", &quantized).out("ids", &kept(&ids(&train)?)).out("aux_loss", &aux_loss);
     if let Some(terms) = &terms {
-        outputs.out("commitment", &terms.commitment);
+        // Without a weight the reference does not compute it, and says 0.
+        let weighs = config.commitment_weight > 0.0;
+        outputs.out("commitment", &(&terms.commitment * if weighs { 1.0 } else { 0.0 }));
         if let Some(entropies) = &terms.entropies {
             outputs.out("per_sample_entropy", &entropies.per_sample).out("batch_entropy", &entropies.batch);
         }
@@ -182,7 +223,7 @@ fn lfq_forward(case: &Case) -> Result<Outputs, CaseError> {
     let eval_ids = ids(&eval)?;
     outputs
         .out("eval_quantized", &layout.write(&eval.embeddings))
-        .out("eval_ids", &eval_ids)
+        .out("eval_ids", &kept(&eval_ids))
         .out("decoded", &layout.write(&lfq.lookup(&eval_ids)?));
     let objective = (quantized * case.input("g")?).sum(Kind::Float) + aux_loss;
     gradients(case, &mut outputs, &objective, &[("x", &x)], &vs)?;
@@ -238,23 +279,20 @@ struct OpenMagvit2Lfq {
 fn lfq_open_magvit2(case: &Case) -> Result<Outputs, CaseError> {
     let theirs: OpenMagvit2Lfq = case.config()?;
     let bits = bits_of(theirs.codebook_size)?;
-    let lfq = Lfq::new(
-        &nn::VarStore::new(Device::Cpu).root(),
-        theirs.dim,
-        LfqConfig {
-            bits,
-            num_codebooks: theirs.num_codebooks,
-            bit_order: theirs.bit_order,
-            entropy_weight: theirs.entropy_weight,
-            per_sample_weight: theirs.sample_minimization_weight,
-            diversity_gamma: theirs.batch_maximization_weight,
-            entropy_log: EntropyLog::Added,
-            batch_average: BatchAverage::Joint,
-            entropy_warmup: EntropyWarmup::OFF,
-            commitment_weight: theirs.commit_weight,
-            ..LfqConfig::default()
-        },
-    )?;
+    let config = LfqConfig {
+        bits,
+        num_codebooks: theirs.num_codebooks,
+        bit_order: theirs.bit_order,
+        entropy_weight: theirs.entropy_weight,
+        per_sample_weight: theirs.sample_minimization_weight,
+        diversity_gamma: theirs.batch_maximization_weight,
+        entropy_log: EntropyLog::Added,
+        batch_average: BatchAverage::Joint,
+        entropy_warmup: EntropyWarmup::OFF,
+        commitment_weight: theirs.commit_weight,
+        ..LfqConfig::default()
+    };
+    let lfq = Lfq::new(&nn::VarStore::new(Device::Cpu).root(), theirs.dim, reporting(&config))?;
     let z = case.input_with_grad("z")?;
     // The reference's output is straight-through in eval too; the auxiliary terms exist in training only.
     let (train, terms) = lfq.quantize_parts(&channels_last(&z), TRAIN, None)?;
@@ -273,7 +311,7 @@ fn lfq_open_magvit2(case: &Case) -> Result<Outputs, CaseError> {
     }
     let mut objective = (&quantized * case.input("g")?).sum(Kind::Float);
     if theirs.train {
-        objective += train.loss();
+        objective += loss_at(config.entropy_weight, &train);
         if let Some(terms) = &terms {
             outputs.out("commitment", &terms.commitment);
             if let Some(entropies) = &terms.entropies {
@@ -298,12 +336,18 @@ fn residual_lfq(case: &Case) -> Result<Outputs, CaseError> {
         theirs.num_quantizers.ok_or_else(|| CaseError::Config("num_quantizers is missing".into()))?;
     let (stage, dim) = theirs.ours()?;
     let vs = nn::VarStore::new(Device::Cpu);
-    let config = ResidualLfqConfig { num_quantizers, quantize_dropout: None, stage };
+    let dropout = QuantizeDropout {
+        cutoff_index: theirs.quantize_dropout_cutoff_index,
+        multiple_of: theirs.quantize_dropout_multiple_of,
+    };
+    let quantize_dropout = theirs.quantize_dropout.then_some(dropout);
+    let config = ResidualLfqConfig { num_quantizers, quantize_dropout, stage };
     let quantizer = ResidualLfq::new(&vs.root(), dim, config)?;
     load_into(&vs, &case.weights())?;
 
     let x = case.input_with_grad("x")?;
-    let (train, losses) = quantizer.quantize_stages(&x, TRAIN, None)?;
+    let last_stage = theirs.dropout_index.map(|drawn| dropout.last_kept(drawn, num_quantizers));
+    let (train, losses) = quantizer.quantize_stages(&x, TRAIN, last_stage)?;
     let ids = ids(&train)?;
     let stacked = if num_quantizers == 1 { ids.unsqueeze(-1) } else { ids.shallow_clone() };
     let mut outputs = Outputs::new();
@@ -325,7 +369,8 @@ struct LucidFsq {
     dim: Option<i64>,
     #[serde(default = "one")]
     num_codebooks: i64,
-    keep_num_codebooks_dim: Option<bool>,
+    #[serde(default)]
+    keep_num_codebooks_dim: bool,
     #[serde(default)]
     channel_first: bool,
     #[serde(default)]
@@ -356,7 +401,7 @@ fn fsq_forward(case: &Case) -> Result<Outputs, CaseError> {
     let quantized = layout.write(&train.embeddings);
     let ids = ids(&train)?;
     // The reference may keep the codebooks' axis where there is one codebook.
-    let keep = theirs.num_codebooks == 1 && theirs.keep_num_codebooks_dim == Some(true);
+    let keep = theirs.num_codebooks == 1 && theirs.keep_num_codebooks_dim;
     let kept = if keep { ids.unsqueeze(-1) } else { ids.shallow_clone() };
     let head = Tensor::arange(fsq.config().codebook_size().min(64), (Kind::Int64, Device::Cpu));
     let mut outputs = Outputs::new();
@@ -376,6 +421,10 @@ fn fsq_forward(case: &Case) -> Result<Outputs, CaseError> {
 struct CosmosFsq {
     levels: Vec<i64>,
     dim: Option<i64>,
+    #[serde(default = "one")]
+    num_codebooks: i64,
+    #[serde(default)]
+    keep_num_codebooks_dim: bool,
     num_quantizers: Option<i64>,
 }
 
@@ -384,20 +433,31 @@ fn fsq_cosmos(case: &Case) -> Result<Outputs, CaseError> {
     if theirs.num_quantizers.is_some() {
         return Err(CaseError::Config("num_quantizers: plain FSQ has one".into()));
     }
-    let config = FsqConfig { levels: theirs.levels, ..FsqConfig::default() };
+    let config =
+        FsqConfig { levels: theirs.levels, num_codebooks: theirs.num_codebooks, ..FsqConfig::default() };
     let vs = nn::VarStore::new(Device::Cpu);
     let fsq = Fsq::new(&vs.root(), theirs.dim.unwrap_or(config.code_dim()), config)?;
     load_into(&vs, &case.weights())?;
 
     let x = case.input_with_grad("x")?;
-    let train = fsq.quantize(&channels_last(&x), TRAIN)?;
-    let quantized = channels_first(&train.embeddings);
+    let layout = Layout::of(&x);
+    let train = fsq.quantize(&layout.read(&x), TRAIN)?;
+    let quantized = layout.write(&train.embeddings);
     let ids = ids(&train)?;
+    let keep = theirs.num_codebooks == 1 && theirs.keep_num_codebooks_dim;
+    let kept = if keep { ids.unsqueeze(-1) } else { ids.shallow_clone() };
     let mut outputs = Outputs::new();
-    outputs.out("quantized", &quantized).out("ids", &ids).out("decoded", &channels_first(&fsq.lookup(&ids)?));
+    outputs.out("quantized", &quantized).out("ids", &kept).out("decoded", &layout.write(&fsq.lookup(&ids)?));
     let objective = (quantized * case.input("g")?).sum(Kind::Float);
     gradients(case, &mut outputs, &objective, &[("x", &x)], &vs)?;
     Ok(outputs)
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SoftClamp {
+    One(f64),
+    OfChannels(Vec<f64>),
 }
 
 /// lucidrains' `ResidualFSQ`, with its defaults.
@@ -410,6 +470,7 @@ struct LucidResidualFsq {
     #[serde(default)]
     is_channel_first: bool,
     bound_hard_clamp: Option<bool>,
+    soft_clamp_input_value: Option<SoftClamp>,
     #[serde(default)]
     quantize_dropout: bool,
     #[serde(default)]
@@ -433,6 +494,10 @@ fn residual_fsq(case: &Case) -> Result<Outputs, CaseError> {
             None | Some(true) => ResidualFsqForm::Clamped,
             Some(false) => ResidualFsqForm::Tanh,
         },
+        soft_clamp: theirs.soft_clamp_input_value.map(|limit| match limit {
+            SoftClamp::One(limit) => vec![limit],
+            SoftClamp::OfChannels(limits) => limits,
+        }),
         quantize_dropout: theirs.quantize_dropout.then_some(dropout),
     };
     let vs = nn::VarStore::new(Device::Cpu);
@@ -460,6 +525,9 @@ fn residual_fsq(case: &Case) -> Result<Outputs, CaseError> {
 
 fn residual_fsq_cosmos(case: &Case) -> Result<Outputs, CaseError> {
     let theirs: CosmosFsq = case.config()?;
+    if theirs.num_codebooks != 1 || theirs.keep_num_codebooks_dim {
+        return Err(CaseError::Config("stages have one codebook, whose axis is not kept".into()));
+    }
     let config = ResidualFsqConfig {
         levels: theirs.levels,
         num_quantizers: theirs.num_quantizers.unwrap_or(4),
@@ -471,15 +539,17 @@ fn residual_fsq_cosmos(case: &Case) -> Result<Outputs, CaseError> {
     load_into(&vs, &case.weights())?;
 
     let x = case.input_with_grad("x")?;
-    let train = quantizer.quantize(&channels_last(&x), TRAIN)?;
-    let quantized = channels_first(&train.embeddings);
+    let layout = Layout::of(&x);
+    let train = quantizer.quantize(&layout.read(&x), TRAIN)?;
+    let quantized = layout.write(&train.embeddings);
     let ids = ids(&train)?;
     let stacked = if stages == 1 { ids.unsqueeze(-1) } else { ids.shallow_clone() };
     let mut outputs = Outputs::new();
     outputs
         .out("quantized", &quantized)
+        // Stages stand behind the batch, whatever the layout.
         .out("ids", &channels_first(&stacked))
-        .out("decoded", &channels_first(&quantizer.lookup(&ids)?))
+        .out("decoded", &layout.write(&quantizer.lookup(&ids)?))
         .out("residual", &(&x - &quantized));
     let objective = (quantized * case.input("g")?).sum(Kind::Float);
     gradients(case, &mut outputs, &objective, &[("x", &x)], &vs)?;

@@ -375,11 +375,11 @@ fn videogpt(case: &Case) -> Result<Outputs, CaseError> {
     for step in 0..given.steps {
         let z = case.input_with_grad(&format!("z{step}"))?;
         let extras = VqExtras {
-            mask: None,
             init_order: case.optional_input("init_perm"),
             init_noise: case.optional_input("init_noise"),
             restart_order: case.optional_input(&format!("perm{step}")),
             restart_noise: case.optional_input(&format!("noise{step}")),
+            ..VqExtras::default()
         };
         let (quantized, _) = model.quantize_with(&last(&z), TRAIN, &extras)?;
         let output = first(&quantized.embeddings);

