@@ -286,9 +286,11 @@ fn train(case: &Case) -> Result<Outputs, CaseError> {
     for (ours, theirs) in
         [("commitment", "e_latent_loss"), ("codebook", "q_latent_loss"), ("entropy", "entropy_loss")]
     {
-        if let Some((_, term)) = quantized.losses.iter().find(|(name, _)| *name == ours) {
-            outputs.out(theirs, term);
-        }
+        match quantized.losses.iter().find(|(name, _)| *name == ours) {
+            Some((_, term)) => outputs.out(theirs, term),
+            // The reference lists a term of weight 0, too.
+            None => outputs.number(theirs, 0.0),
+        };
     }
     loaded.gradients(case, &mut outputs)?;
     Ok(outputs)

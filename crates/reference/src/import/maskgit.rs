@@ -73,10 +73,13 @@ pub(super) fn import_vqgan(tensors: &Weights) -> Result<Imported, ImportError> {
         .iter()
         .find(|(name, _)| name.contains("/ResBlock_") && name.ends_with("/Conv_2/kernel"))
         .map(|(_, kernel)| kernel.size());
+    let has = |module: &str| weights.keys().any(|name| name.starts_with(module));
+    let norms = (has("encoder/LayerNorm_"), has("encoder/GroupNorm_"));
     let block = ResBlockConfig {
-        norm: match weights.keys().any(|name| name.starts_with("encoder/LayerNorm_")) {
-            true => NormKind::Layer,
-            false => NormKind::Group,
+        norm: match norms {
+            (true, _) => NormKind::Layer,
+            (false, true) => NormKind::Group,
+            (false, false) => NormKind::None,
         },
         conv_shortcut: shortcut.as_ref().is_some_and(|size| size[0] == 3),
         // A shortcut from the block's input has another width there.
