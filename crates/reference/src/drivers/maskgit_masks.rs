@@ -108,7 +108,9 @@ pub(super) enum MaskFunction {
 /// `in/cond_inputs` and `in/cond_mask`, where the case has them.
 pub(super) fn region_condition(case: &Case) -> Result<Option<RegionCondition>, CaseError> {
     let Some(region) = case.optional_input("cond_mask") else { return Ok(None) };
-    Ok(Some(RegionCondition { ids: case.input("cond_inputs")?, region: region.to_kind(Kind::Bool) }))
+    // With `input->input`, the one mode that does not read them, a case may leave the condition's ids out.
+    let ids = case.input("cond_inputs").or_else(|_| case.input("inputs"))?;
+    Ok(Some(RegionCondition { ids, region: region.to_kind(Kind::Bool) }))
 }
 
 /// The case's scores, as the mask function changes them.

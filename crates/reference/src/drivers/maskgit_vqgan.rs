@@ -348,6 +348,11 @@ pub(super) struct Vqvae3d {
     custom_conv_padding: Option<Padding>,
     #[serde(default)]
     upsample: Option<UpsampleKind>,
+    // Which blocks are computed twice to save memory.
+    #[serde(rename = "num_enc_remat_blocks")]
+    _num_enc_remat_blocks: Option<i64>,
+    #[serde(rename = "num_dec_remat_blocks")]
+    _num_dec_remat_blocks: Option<i64>,
 }
 
 fn magvit_codes() -> i64 {
@@ -400,6 +405,7 @@ impl Vqvae3d {
             num_enc_res_blocks: self.num_enc_res_blocks,
             num_dec_res_blocks: self.num_dec_res_blocks,
             conv_downsample: self.conv_downsample,
+            keep_odd: true,
             upsample: match self.upsample {
                 Some(UpsampleKind::Deconv) => Upsampling::Deconv,
                 Some(UpsampleKind::NearestConv) | None => Upsampling::NearestConv,

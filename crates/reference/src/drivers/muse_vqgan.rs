@@ -92,6 +92,7 @@ impl Open {
             channel_multipliers: self.channel_mult.clone(),
             num_enc_res_blocks: self.num_res_blocks,
             num_dec_res_blocks: self.num_res_blocks,
+            keep_odd: false,
             ..VqganConfig::default()
         })
     }

@@ -103,6 +103,7 @@ pub(super) fn import_vqgan(tensors: &Weights) -> Result<Imported, ImportError> {
         num_enc_res_blocks: per_level,
         num_dec_res_blocks: blocks("decoder"),
         conv_downsample: count(&weights, "encoder/Conv") > 2,
+        keep_odd: published.keep_odd,
         upsample: if deconv > 0 { Upsampling::Deconv } else { Upsampling::NearestConv },
         block,
     };
@@ -194,6 +195,7 @@ pub(super) fn import_port(tensors: &Weights) -> Result<Imported, ImportError> {
         channel_multipliers,
         num_enc_res_blocks: per_level as i64,
         num_dec_res_blocks: shapes.count(|j| format!("decoder.up.0.block.{j}.conv1.weight")) as i64,
+        keep_odd: false,
         ..VqganConfig::default()
     };
     config.validate()?;
