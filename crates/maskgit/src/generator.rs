@@ -313,18 +313,10 @@ impl MaskGit {
     }
 
     fn check_region(&self, region: Option<(ConditionMode, &RegionCondition)>, batch: i64) -> Result<()> {
-        let Some((_, RegionCondition { ids, region })) = region else { return Ok(()) };
+        let Some((_, condition)) = region else { return Ok(()) };
         let GridShape { frames, height, width } = self.config.grid;
-        let expected = [batch, frames, height, width];
-        if ids.size() != expected || ids.kind() != Kind::Int64 {
-            return Err(Error::shape("condition ids", &ids.size(), format!("int64 {expected:?}")));
-        }
-        TokenGrid::new(ids.shallow_clone())?.check_vocabulary(self.config.codebook_size)?;
-        let fits = region.size().iter().rev().zip(expected.iter().rev()).all(|(&a, &b)| a == b || a == 1);
-        if region.kind() != Kind::Bool || region.dim() > 4 || !fits {
-            let expected = format!("bool, broadcast to {expected:?}");
-            return Err(Error::shape("condition region", &region.size(), expected));
-        }
+        condition.check(&[batch, frames, height, width])?;
+        TokenGrid::new(condition.ids.shallow_clone())?.check_vocabulary(self.config.codebook_size)?;
         Ok(())
     }
 

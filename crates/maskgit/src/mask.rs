@@ -54,6 +54,24 @@ pub struct RegionCondition {
     pub region: Tensor,
 }
 
+impl RegionCondition {
+    /// Checks that it fits grids of shape `[B, t, h, w]`.
+    ///
+    /// # Errors
+    /// Ids of another shape or kind, a region that is not bool or does not broadcast to the grids.
+    pub fn check(&self, grids: &[i64]) -> Result<()> {
+        if self.ids.size() != grids || self.ids.kind() != Kind::Int64 {
+            return Err(Error::shape("condition ids", &self.ids.size(), format!("int64 {grids:?}")));
+        }
+        let region = self.region.size();
+        let fits = region.iter().rev().zip(grids.iter().rev()).all(|(&a, &b)| a == b || a == 1);
+        if self.region.kind() != Kind::Bool || region.len() > grids.len() || !fits {
+            return Err(Error::shape("condition region", &region, format!("bool, broadcast to {grids:?}")));
+        }
+        Ok(())
+    }
+}
+
 /// A grid of which something is masked. All `[B, t, h, w]`, int64 but for the weights.
 #[derive(Debug)]
 pub struct MaskedTokens {
@@ -137,6 +155,12 @@ pub fn mask_by_score(
     ratios: &[f32],
     rule: MaskRule<'_>,
 ) -> Result<MaskedTokens> {
+    if ids.dim() < 2 || ids.size().contains(&0) {
+        return Err(Error::shape("token grid", &ids.size(), "[B, ...] with no empty axis"));
+    }
+    if let Some((_, condition)) = rule.condition {
+        condition.check(&ids.size())?;
+    }
     let batch = ids.size()[0];
     if scores.size() != ids.size() {
         return Err(Error::shape(

@@ -6,7 +6,7 @@ pub(crate) mod flax;
 pub(crate) mod maskgit;
 pub(crate) mod o2;
 mod open;
-mod open_muse;
+pub(crate) mod open_muse;
 mod pickle;
 mod shapes;
 pub(crate) mod var;

@@ -9,13 +9,16 @@ use tch::{Kind, Tensor, nn};
 use video_core::{Error, Result};
 
 /// What stands between the two ends of the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FeedForward {
-    /// relu(W x): T5.
+    /// relu(W x): T5, whose published configs do not say so.
+    #[default]
     Relu,
     /// gelu(W₀ x) · W₁ x, the tanh approximation: T5 v1.1 and Flan-T5.
     GatedGelu,
+    /// silu(W₀ x) · W₁ x: UL2.
+    GatedSilu,
 }
 
 /// Configuration of [`T5Encoder`], by the keys of the published `config.json`.
@@ -41,6 +44,7 @@ pub struct T5Config {
     #[serde(default = "distance")]
     pub relative_attention_max_distance: i64,
     /// The MLP.
+    #[serde(default)]
     pub feed_forward_proj: FeedForward,
     /// ε of the norms.
     #[serde(default = "epsilon")]
@@ -141,8 +145,8 @@ impl T5Config {
             }
         }
         let buckets = self.relative_attention_num_buckets;
-        if !(4..=1 << 16).contains(&buckets) || buckets % 4 != 0 {
-            return Err(Error::config("relative_attention_num_buckets", buckets, "a multiple of 4"));
+        if !(4..=1 << 16).contains(&buckets) {
+            return Err(Error::config("relative_attention_num_buckets", buckets, "4 to 65536"));
         }
         if self.relative_attention_max_distance <= buckets / 4 {
             return Err(Error::config(
@@ -166,7 +170,8 @@ struct Block {
     v: Linear,
     o: Linear,
     mlp_norm: RmsNorm,
-    /// One, or the gelu's and the linear one.
+    feed_forward: FeedForward,
+    /// One, or the gate's and the linear one.
     wi: Vec<Linear>,
     wo: Linear,
     heads: i64,
@@ -181,13 +186,14 @@ impl Block {
         let linear = |path: &nn::Path, name: &str, i: i64, o: i64| Linear::new(&(path / name), i, o, false);
         let names: &[&str] = match config.feed_forward_proj {
             FeedForward::Relu => &["wi"],
-            FeedForward::GatedGelu => &["wi_0", "wi_1"],
+            FeedForward::GatedGelu | FeedForward::GatedSilu => &["wi_0", "wi_1"],
         };
         Self {
             q: linear(&projection, "q", config.d_model, inner),
             k: linear(&projection, "k", config.d_model, inner),
             v: linear(&projection, "v", config.d_model, inner),
             o: linear(&projection, "o", inner, config.d_model),
+            feed_forward: config.feed_forward_proj,
             wi: names.iter().map(|name| linear(&dense, name, config.d_model, config.d_ff)).collect(),
             wo: linear(&dense, "wo", config.d_ff, config.d_model),
             attention_norm: RmsNorm::new(
@@ -207,9 +213,15 @@ impl Block {
         let options = AttentionOptions { scale: Some(1.0), ..Default::default() };
         let x = x + self.o.forward(&merge_heads(&attention(&q, &k, &v, Some(bias), options)));
         let normed = self.mlp_norm.forward(&x);
-        let inner = match &self.wi[..] {
-            [gate, linear] => gate.forward(&normed).gelu("tanh") * linear.forward(&normed),
-            wi => wi[0].forward(&normed).relu(),
+        let first = self.wi[0].forward(&normed);
+        let activated = match self.feed_forward {
+            FeedForward::Relu => first.relu(),
+            FeedForward::GatedGelu => first.gelu("tanh"),
+            FeedForward::GatedSilu => first.silu(),
+        };
+        let inner = match self.wi.get(1) {
+            Some(linear) => activated * linear.forward(&normed),
+            None => activated,
         };
         &x + self.wo.forward(&inner)
     }

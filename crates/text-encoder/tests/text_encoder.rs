@@ -96,7 +96,7 @@ fn bad_configs_and_ids_are_refused() {
         T5Encoder::new(&nn::VarStore::new(Device::Cpu).root(), &config).unwrap_err().to_string()
     };
     assert!(refused(T5Config { num_heads: 0, ..tiny() }).contains("num_heads"));
-    assert!(refused(T5Config { relative_attention_num_buckets: 6, ..tiny() }).contains("buckets"));
+    assert!(refused(T5Config { relative_attention_num_buckets: 3, ..tiny() }).contains("buckets"));
     assert!(refused(T5Config { relative_attention_max_distance: 8, ..tiny() }).contains("max_distance"));
     let variables = nn::VarStore::new(Device::Cpu);
     let config = T5Config { feed_forward_proj: FeedForward::Relu, ..tiny() };
@@ -106,4 +106,16 @@ fn bad_configs_and_ids_are_refused() {
     assert!(encoder.forward(&ids.narrow(1, 0, 1), &ids.ne(0)).is_err());
     assert!(T5Config::from_published("[]").is_err());
     assert!(T5Config::from_published("{\"d_model\": 3}").is_err());
+}
+
+#[test]
+fn the_first_published_configs_say_nothing_of_the_mlp() {
+    let json = r#"{
+        "architectures": ["T5ForConditionalGeneration"], "d_ff": 2048, "d_kv": 64, "d_model": 512, "dropout_rate": 0.1,
+        "layer_norm_epsilon": 1e-06, "n_positions": 512, "num_heads": 8, "num_layers": 6,
+        "relative_attention_num_buckets": 32, "task_specific_params": {}, "vocab_size": 32128
+    }"#;
+    let config = T5Config::from_published(json).unwrap();
+    assert_eq!(config.feed_forward_proj, FeedForward::Relu);
+    config.validate().unwrap();
 }

@@ -99,12 +99,12 @@ impl ConditionVideo {
         let (pixel_shape, latent_shape) = ([t, h, w], [grid.frames, grid.height, grid.width]);
         let (pixels, latents) = match task {
             ConditionTask::LatentFramePrediction { cond_latent_frames } => {
-                check_frames("cond_latent_frames", cond_latent_frames, grid.frames)?;
+                check_latent_frames("cond_latent_frames", cond_latent_frames, grid.frames)?;
                 (in_frames(pixel_shape, |_| false), in_frames(latent_shape, |f| f < cond_latent_frames))
             }
             ConditionTask::FramePrediction { cond_frames, cond_latent_frames, .. } => {
                 check_frames("cond_frames", cond_frames, t)?;
-                check_frames("cond_latent_frames", cond_latent_frames, grid.frames)?;
+                check_latent_frames("cond_latent_frames", cond_latent_frames, grid.frames)?;
                 (
                     in_frames(pixel_shape, |f| f < cond_frames),
                     in_frames(latent_shape, |f| f < cond_latent_frames),
@@ -112,7 +112,7 @@ impl ConditionVideo {
             }
             ConditionTask::FrameInterpolation { cond_frames, cond_latent_frames } => {
                 check_frames("cond_frames at each end", 2 * cond_frames, t)?;
-                check_frames("cond_latent_frames at each end", 2 * cond_latent_frames, grid.frames)?;
+                check_latent_frames("cond_latent_frames at each end", 2 * cond_latent_frames, grid.frames)?;
                 let ends = |n: i64, given: i64| move |f: i64| f < given || f >= n - given;
                 (
                     in_frames(pixel_shape, ends(t, cond_frames)),
@@ -138,6 +138,14 @@ fn check_frames(field: &str, given: i64, of: i64) -> Result<()> {
         return Ok(());
     }
     Err(Error::config(field, given, format!("at least 1 and fewer than the clip's {of}")))
+}
+
+/// Few given frames may be encoded to all latent ones there are: those are refined, not made.
+fn check_latent_frames(field: &str, given: i64, of: i64) -> Result<()> {
+    if (1..=of).contains(&given) {
+        return Ok(());
+    }
+    Err(Error::config(field, given, format!("at least 1 and at most the grid's {of}")))
 }
 
 fn padded(task: ConditionTask, video: &Tensor, given: &Tensor, black: f64) -> Result<Tensor> {

@@ -106,7 +106,11 @@ pub fn decode_grid(
 ) -> Result<GridDecoded> {
     options.validate()?;
     let ids = prompt.ids;
-    if ids.dim() != 4 || prompt.prefix.inputs.dim() != 2 || prompt.prefix.inputs.size()[0] != ids.size()[0] {
+    if ids.dim() != 4
+        || ids.size().contains(&0)
+        || prompt.prefix.inputs.dim() != 2
+        || prompt.prefix.inputs.size()[0] != ids.size()[0]
+    {
         return Err(Error::shape("grid", &ids.size(), "[B, t, h, w], with a prefix [B, P]"));
     }
     no_grad(|| {

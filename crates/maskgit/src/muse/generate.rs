@@ -137,8 +137,11 @@ pub fn generate(
     noise: Option<&MuseNoise>,
 ) -> Result<MuseDecoded> {
     options.validate()?;
+    let Ok((batch, ..)) = context.text.size3() else {
+        return Err(Error::shape("text embeddings", &context.text.size(), "[B, L, E]"));
+    };
     no_grad(|| {
-        let (batch, device) = (context.text.size()[0], context.text.device());
+        let device = context.text.device();
         let mut ids = Tensor::full([batch, tokens], model.mask_id(), (Kind::Int64, device));
         let mut scores = Tensor::zeros([batch, tokens], (Kind::Float, device));
         let mut earlier: Option<Tensor> = None;

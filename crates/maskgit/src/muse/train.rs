@@ -132,6 +132,10 @@ pub fn muse_loss(
     if !(0.0..=1.0).contains(&options.cond_drop_prob) {
         return Err(Error::config("cond_drop_prob", options.cond_drop_prob, "a number in [0, 1]"));
     }
+    if ids.dim() != 2 || ids.size().contains(&0) || draws.positions.size() != ids.size() {
+        let expected = format!("[B, N] with no empty axis, as the draws, {:?}", draws.positions.size());
+        return Err(Error::shape("token sequence", &ids.size(), expected));
+    }
     if ids.max().int64_value(&[]) >= model.mask_id() {
         return Err(Error::input("token ids", "a mask", format!("codes in 0..{}", model.mask_id())));
     }

@@ -181,19 +181,14 @@ impl MuseVqgan {
         &self.config
     }
 
-    /// Features `[N, D, h, w]` of images whose sides 2^layers divides.
+    /// Features `[N, D, h, w]` of images. An odd last row or column leaves no trace of its own in a halving.
     ///
     /// # Errors
-    /// Other sizes.
+    /// Images of another number of channels, or of a side below 2^layers.
     pub fn features(&self, images: &Tensor) -> Result<Tensor> {
         let (size, stride) = (images.size(), 1 << self.config.layers);
-        if size.len() != 4
-            || size[1] != 3
-            || size.contains(&0)
-            || size[2] % stride != 0
-            || size[3] % stride != 0
-        {
-            return Err(Error::shape("images", &size, format!("[N, 3, H, W], multiples of {stride}")));
+        if size.len() != 4 || size[0] < 1 || size[1] != 3 || size[2..].iter().any(|&side| side < stride) {
+            return Err(Error::shape("images", &size, format!("[N, 3, H, W], sides of at least {stride}")));
         }
         let x = self.conv_in.forward(images);
         let x = self.down.iter().fold(x, |x, down| leaky(&down.forward(&x)));
@@ -215,11 +210,15 @@ impl MuseVqgan {
         self.conv_out.forward(&self.up.iter().fold(x, |x, up| leaky(&up.forward(&x))))
     }
 
-    /// Ids `[N, 1, h, w]` of images.
+    /// Ids `[N, 1, h, w]` of images whose sides 2^layers divides: others would come back smaller.
     ///
     /// # Errors
-    /// As [`MuseVqgan::features`].
+    /// Other sizes.
     pub fn encode(&self, images: &Tensor) -> Result<TokenGrid> {
+        let (size, stride) = (images.size(), 1 << self.config.layers);
+        if size.iter().skip(2).any(|side| side % stride != 0) {
+            return Err(Error::shape("images", &size, format!("[N, 3, H, W], multiples of {stride}")));
+        }
         let ids = no_grad(|| self.quantize(&self.features(images)?, Mode::Eval))?.ids;
         TokenGrid::new(ids.expect("LFQ is discrete").unsqueeze(1))
     }

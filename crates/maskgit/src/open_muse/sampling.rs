@@ -131,7 +131,7 @@ impl OpenMuseSampling {
 /// masked tokens, decides how many stay masked.
 ///
 /// # Errors
-/// No step, and what `logits` refuses.
+/// No step, ids of another shape, and what `logits` refuses.
 pub fn parallel_decode(
     ids: &Tensor,
     mask_id: i64,
@@ -142,6 +142,9 @@ pub fn parallel_decode(
 ) -> Result<OpenMuseDecoded> {
     if !(1..=1 << 20).contains(&steps) {
         return Err(Error::config("timesteps", steps, "1 to 2^20"));
+    }
+    if ids.dim() != 2 || ids.size().contains(&0) {
+        return Err(Error::shape("token sequence", &ids.size(), "[B, N] with no empty axis"));
     }
     let temperatures = temperatures.all(steps);
     no_grad(|| {

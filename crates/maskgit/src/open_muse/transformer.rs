@@ -344,6 +344,12 @@ impl OpenMuseTransformer {
         noise: Option<&OpenMuseNoise>,
     ) -> Result<OpenMuseDecoded> {
         let (codes, mask_id) = (self.config.codebook_size, self.mask_id());
+        let batch = prompt.ids.size().first().copied();
+        if let Some(class) =
+            prompt.class.filter(|class| class.dim() != 1 || class.size().first().copied() != batch)
+        {
+            return Err(Error::shape("classes", &class.size(), "[B], one for each sequence"));
+        }
         let class = prompt.class.map(|class| class.unsqueeze(-1) + codes);
         let unconditional = match (prompt.states, prompt.unconditional) {
             (Some(_), Some(given)) => Some(given.shallow_clone()),

@@ -3,7 +3,7 @@
 //! Reference: open-muse `muse/modeling_transformer_v2.py`.
 
 use layers::Linear;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tch::nn::{self, Init, Module};
 use tch::{Kind, Tensor};
 use video_core::{Error, Result};
@@ -42,7 +42,8 @@ pub struct UVitConfig {
     pub num_res_blocks: i64,
     /// Whether the transformer works at half the resolution.
     pub force_down_up_sample: bool,
-    /// Heads between the convolutions.
+    /// Heads between the convolutions: a number, in older configs a list of one.
+    #[serde(deserialize_with = "number_or_list")]
     pub block_num_heads: i64,
     /// Layers.
     pub num_hidden_layers: i64,
@@ -56,6 +57,18 @@ pub struct UVitConfig {
     pub layer_norm_eps: f64,
     /// Whether norms have weights.
     pub ln_elementwise_affine: bool,
+}
+
+fn number_or_list<'de, D: Deserializer<'de>>(heads: D) -> std::result::Result<i64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Heads {
+        Number(i64),
+        List([i64; 1]),
+    }
+    Ok(match Heads::deserialize(heads)? {
+        Heads::Number(heads) | Heads::List([heads]) => heads,
+    })
 }
 
 impl Default for UVitConfig {

@@ -61,11 +61,18 @@ impl ResBlock {
 /// The mean of 2 × 2 pixels, and of two frames with `time`, of `[N, C, H, W]` or `[B, C, T, H, W]`. An odd last position is
 /// averaged with what there is.
 pub fn downsample_average(x: &Tensor, time: bool) -> Tensor {
+    average(x, time, true)
+}
+
+/// [`downsample_average`], or without an odd last position.
+fn average(x: &Tensor, time: bool, keep_odd: bool) -> Tensor {
     if x.dim() == 4 {
-        return x.avg_pool2d([2, 2], [2, 2], [0, 0], true, false, None);
+        return x.avg_pool2d([2, 2], [2, 2], [0, 0], keep_odd, false, None);
     }
-    let size = strides(3, time);
-    x.avg_pool3d(&size, &size, [0, 0, 0], true, false, None)
+    // libtorch refuses an axis shorter than the kernel, though it would keep its last position.
+    let axes = strides(3, time).into_iter().zip(x.size().split_off(2));
+    let size: Vec<i64> = axes.map(|(stride, n)| if keep_odd { stride.min(n) } else { stride }).collect();
+    x.avg_pool3d(&size, &size, [0, 0, 0], keep_odd, false, None)
 }
 
 /// Each pixel twice along both axes, and each frame twice with `time`.
@@ -144,7 +151,7 @@ impl Encoder {
         for down in &self.down {
             x = run(x);
             x = match down {
-                Down::Average { time } => downsample_average(&x, *time),
+                Down::Average { time } => average(&x, *time, self.config.keep_odd),
                 Down::Conv(conv) => conv.forward(&x),
             };
         }

@@ -113,6 +113,9 @@ pub struct VqganConfig {
     pub num_dec_res_blocks: i64,
     /// Halving by a convolution (kernel 4, stride 2) instead of an average.
     pub conv_downsample: bool,
+    /// Halving by an average keeps an odd last row or column, as the average of what there is of it; PyTorch's port of MaskGIT
+    /// leaves it out.
+    pub keep_odd: bool,
     /// How the decoder grows.
     pub upsample: Upsampling,
     /// What blocks are made of.
@@ -130,6 +133,7 @@ impl Default for VqganConfig {
             num_enc_res_blocks: 2,
             num_dec_res_blocks: 2,
             conv_downsample: false,
+            keep_odd: true,
             upsample: Upsampling::NearestConv,
             block: ResBlockConfig {
                 dimensions: Dimensions::Image,

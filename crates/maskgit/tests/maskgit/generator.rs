@@ -1,5 +1,5 @@
 use maskgit::magvit::{ConditionPadding, ConditionTask, ConditionVideo, Region};
-use maskgit::mask::{ConditionMode, RegionCondition};
+use maskgit::mask::{ConditionMode, MaskRule, RegionCondition, mask_by_score};
 use maskgit::{FirstFrames, MaskGit, MaskGitConfig, MaskSchedule, MaskStrategy};
 use tch::nn::OptimizerConfig;
 use tch::{Device, Kind, Tensor, nn};
@@ -155,6 +155,17 @@ fn what_the_model_was_not_built_for_is_refused() {
     assert!(model.loss(&ids([2, 2, 4, 4]), &none, 0).is_err());
     let outside = TokenGrid::new(tokens.ids() + 16).unwrap();
     assert!(model.loss(&outside, &none, 0).unwrap_err().to_string().contains("0..16"));
+
+    let wide = RegionCondition {
+        ids: tokens.ids().shallow_clone(),
+        region: Tensor::ones([3, 4, 5], (Kind::Bool, Device::Cpu)),
+    };
+    let rule = MaskRule { condition: Some((ConditionMode::ConditionToInput, &wide)), ..MaskRule::default() };
+    let scores = tokens.ids().to_kind(Kind::Float);
+    let error = mask_by_score(tokens.ids(), &scores, &[0.5], rule).unwrap_err().to_string();
+    assert!(error.contains("[3, 4, 5]") && error.contains("[2, 3, 4, 4]"), "{error}");
+    let error = mask_by_score(tokens.ids(), &scores, &[1.5], MaskRule::default()).unwrap_err().to_string();
+    assert!(error.contains("1.5") && error.contains("[0, 1]"), "{error}");
 
     let (_variables, model) = build(&tiny());
     let labels = |n: i64| Condition {

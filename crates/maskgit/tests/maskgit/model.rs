@@ -1,4 +1,5 @@
 use maskgit::mask::{MASK, MaskRule, mask_by_score};
+use maskgit::vqgan::downsample_average;
 use maskgit::{
     BidirectionalTransformer, Columns, DecodeOptions, TrainingSequence, TransformerConfig, decode,
 };
@@ -125,4 +126,13 @@ fn what_does_not_fit_is_refused() {
     assert!(model.hidden(&(ids(1) + 64), None, false).is_err());
     let options = DecodeOptions { steps: 0, ..Default::default() };
     assert!(decode(&model, &ids(1), &options, None).is_err());
+}
+
+#[test]
+fn halving_keeps_what_there_is_of_an_odd_last_position() {
+    let row = Tensor::from_slice(&[1f32, 3.0, 8.0]);
+    for shape in [vec![1, 1, 1, 3], vec![1, 1, 1, 1, 3]] {
+        let halved = downsample_average(&row.view(shape.as_slice()), true);
+        assert_eq!(Vec::<f32>::try_from(halved.view([-1])).unwrap(), [2.0, 8.0]);
+    }
 }

@@ -44,6 +44,9 @@ enum Published {
     Discriminator2d {
         image_size: i64,
         channel_multiplier: i64,
+        // Blurs have no parameters.
+        #[serde(rename = "blur_resample")]
+        _blur_resample: Option<bool>,
     },
 }
 
@@ -125,7 +128,7 @@ fn param_count(case: &Case) -> Result<Outputs, CaseError> {
             }
             Published::MaskgitVqgan { vqvae } => count(|path| Vqgan::new(path, &vqvae.config())),
             Published::MagvitVqgan3d { vqvae } => count(|path| Vqgan::new(path, &vqvae.config())),
-            Published::Discriminator2d { image_size, channel_multiplier } => count(|path| {
+            Published::Discriminator2d { image_size, channel_multiplier, .. } => count(|path| {
                 let config = StyleDiscriminatorConfig { image_size, channel_multiplier, blur_resample: true };
                 StyleDiscriminator::new(path, config)
             }),

@@ -19,7 +19,7 @@ use super::Driver;
 use super::maskgit::{all_rows, split_config};
 use super::maskgit_flax::load;
 use super::maskgit_masks::{
-    MaskFunction, Weights, config_error, mask_outputs, region_condition, scores, single,
+    MaskFunction, Placement, Weights, config_error, mask_outputs, region_condition, scores, single,
 };
 use crate::case::{Case, CaseError, Outputs};
 use crate::import::flax::transformer_name;
@@ -51,7 +51,7 @@ struct Model {
     max_position_embeddings: i64,
     vocab_size: i64,
     #[serde(default)]
-    condition_mode: Option<TaskConditionMode>,
+    condition_mode: Option<Placement>,
     #[serde(default)]
     weight_mode: Option<Weights>,
     #[serde(default)]
@@ -62,7 +62,7 @@ struct Model {
 #[serde(deny_unknown_fields, default)]
 struct TaskConfig {
     class_conditional: Option<bool>,
-    condition_mode: Option<TaskConditionMode>,
+    condition_mode: Option<Placement>,
     weight_mode: Option<Weights>,
     mask_block_shape: Option<BlockShape>,
     cond_latent_frames: Option<i64>,
@@ -75,24 +75,15 @@ struct TaskConfig {
     _cond_padding: Option<ConditionPadding>,
 }
 
-#[derive(Clone, Copy, Deserialize, PartialEq)]
-#[serde(untagged)]
-enum TaskConditionMode {
-    Mode(ConditionMode),
-    Prefix(Prefix),
-}
-
-#[derive(Clone, Copy, Deserialize, PartialEq)]
-enum Prefix {
-    #[serde(rename = "prefix")]
-    Prefix,
-}
-
 /// What a task means for a sequence.
 struct Task<'a> {
     token: SpecialToken,
     config: Option<&'a TaskConfig>,
-    condition_mode: Option<TaskConditionMode>,
+    class_conditional: bool,
+    /// Latent frames in front of the grid.
+    prefix_frames: Option<i64>,
+    /// How the condition enters the grid.
+    condition_mode: Option<ConditionMode>,
 }
 
 impl Model {
@@ -128,26 +119,39 @@ impl Model {
             return Err(config_error(format!("task {name} is not one of the tasks")));
         }
         let config = self.task_configs.get(name);
-        let commit = TaskConditionMode::Mode(ConditionMode::ConditionToInput);
-        let given = config.and_then(|c| c.condition_mode).or(self.condition_mode).unwrap_or(commit);
+        let own = config.and_then(|c| c.condition_mode);
+        let commit = Placement::Grid(ConditionMode::ConditionToInput);
+        let given = own.or(self.condition_mode).unwrap_or(commit).in_grid();
         let is = |prefix: &str| name.starts_with(prefix);
         let (token, condition_mode) = if is("full_generation") {
             (SpecialToken::FullGeneration, None)
         } else if is("latent_frame_prediction") {
-            let mode = TaskConditionMode::Mode(ConditionMode::ConditionToCondition);
-            (SpecialToken::FullGeneration, Some(mode))
+            (SpecialToken::FullGeneration, Some(ConditionMode::ConditionToCondition))
         } else if is("frame_prediction") {
-            (SpecialToken::FramePrediction, Some(given))
+            (SpecialToken::FramePrediction, given)
         } else if is("frame_interpolation") {
-            (SpecialToken::FrameInterpolation, Some(given))
+            (SpecialToken::FrameInterpolation, given)
         } else if is("inpainting") && self.bug_patches.get("inpainting_token") == Some(&true) {
-            (SpecialToken::Inpainting, Some(given))
+            (SpecialToken::Inpainting, given)
         } else if is("outpainting") || is("inpainting") {
-            (SpecialToken::Outpainting, Some(given))
+            (SpecialToken::Outpainting, given)
         } else {
             return Err(config_error(format!("task {name}")));
         };
-        Ok(Task { token, config, condition_mode })
+        // Only the task of this very name, by its own config, has its condition in front.
+        let prefixed = name == "frame_prediction" && matches!(own, Some(Placement::Prefix(_)));
+        let latent_frames = config.and_then(|c| c.cond_latent_frames).unwrap_or(1);
+        Ok(Task {
+            token,
+            config,
+            // Generation is by class where nothing is said of it.
+            class_conditional: match config {
+                Some(config) => config.class_conditional.unwrap_or(false),
+                None => is("full_generation"),
+            },
+            prefix_frames: prefixed.then_some(latent_frames),
+            condition_mode,
+        })
     }
 
     /// The prefix of the case's task, and the condition of its grid.
@@ -157,28 +161,23 @@ impl Model {
         task: &Task<'_>,
         batch: i64,
     ) -> Result<(MaskedTokens, Option<(ConditionMode, RegionCondition)>), CaseError> {
-        let class_conditional = task.config.and_then(|c| c.class_conditional).unwrap_or(false);
-        let labels = if class_conditional { Some(case.input("label")?.view([-1])) } else { None };
+        let labels = if task.class_conditional { Some(case.input("label")?.view([-1])) } else { None };
         let uncond_task = if self.tasks.iter().any(|task| task.starts_with("full_generation")) {
             SpecialToken::FullGeneration
         } else {
             task.token
         };
         let prefix = self.tokens().prefix(batch, Device::Cpu, task.token, uncond_task, labels.as_ref())?;
-        match task.condition_mode {
-            None => Ok((prefix, None)),
-            Some(TaskConditionMode::Prefix(_)) => {
-                let frames = task.config.and_then(|c| c.cond_latent_frames).unwrap_or(1);
+        let prefix = match task.prefix_frames {
+            Some(frames) => {
                 let ids = case.input("cond_inputs")?.narrow(1, 0, frames);
-                let frames = MagvitTokens::frame_prefix(&ids);
-                Ok((MaskedTokens::concatenate(&[prefix, frames]), None))
+                MaskedTokens::concatenate(&[prefix, MagvitTokens::frame_prefix(&ids)])
             }
-            Some(TaskConditionMode::Mode(mode)) => {
-                let condition =
-                    region_condition(case)?.ok_or_else(|| CaseError::Missing("in/cond_mask".into()))?;
-                Ok((prefix, Some((mode, condition))))
-            }
-        }
+            None => prefix,
+        };
+        let Some(mode) = task.condition_mode else { return Ok((prefix, None)) };
+        let condition = region_condition(case)?.ok_or_else(|| CaseError::Missing("in/cond_mask".into()))?;
+        Ok((prefix, Some((mode, condition))))
     }
 }
 
@@ -304,6 +303,9 @@ fn decode(case: &Case) -> Result<Outputs, CaseError> {
     let (config, model): (Decode, Model) = split_config(case, &own)?;
     let model_config = model.config()?;
     let task = model.task(&config.task)?;
+    if task.config.and_then(|c| c.mask_block_shape).is_some_and(|block| block != single()) {
+        return Err(config_error("mask_block_shape in decoding"));
+    }
     let batch = case.input("label").or_else(|_| case.input("cond_inputs"))?.size()[0];
     let (prefix, condition) = model.prompt(case, &task, batch)?;
     let [t, h, w] = model.latent_shape;

@@ -37,12 +37,35 @@ impl Weights {
     }
 }
 
+/// `condition_mode`: how the condition enters the grid, or `prefix`: it stands in front, and the grid has none.
+#[derive(Clone, Copy, Deserialize, PartialEq)]
+#[serde(untagged)]
+pub(super) enum Placement {
+    Grid(ConditionMode),
+    Prefix(Prefix),
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq)]
+pub(super) enum Prefix {
+    #[serde(rename = "prefix")]
+    Prefix,
+}
+
+impl Placement {
+    pub(super) fn in_grid(self) -> Option<ConditionMode> {
+        match self {
+            Self::Grid(mode) => Some(mode),
+            Self::Prefix(_) => None,
+        }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mask {
     function: MaskFunction,
     #[serde(default)]
-    condition_mode: Option<ConditionMode>,
+    condition_mode: Option<Placement>,
     #[serde(default)]
     weight_mode: Option<Weights>,
     #[serde(default)]
@@ -51,6 +74,13 @@ struct Mask {
     condition_segment_id: i64,
     #[serde(default = "single")]
     block_shape: BlockShape,
+    /// Of every position where all are masked.
+    #[serde(default = "full_weight")]
+    weight: f64,
+}
+
+fn full_weight() -> f64 {
+    1.0
 }
 
 fn one() -> i64 {
@@ -78,7 +108,9 @@ pub(super) enum MaskFunction {
 /// `in/cond_inputs` and `in/cond_mask`, where the case has them.
 pub(super) fn region_condition(case: &Case) -> Result<Option<RegionCondition>, CaseError> {
     let Some(region) = case.optional_input("cond_mask") else { return Ok(None) };
-    Ok(Some(RegionCondition { ids: case.input("cond_inputs")?, region: region.to_kind(Kind::Bool) }))
+    // With `input->input`, the one mode that does not read them, a case may leave the condition's ids out.
+    let ids = case.input("cond_inputs").or_else(|_| case.input("inputs"))?;
+    Ok(Some(RegionCondition { ids, region: region.to_kind(Kind::Bool) }))
 }
 
 /// The case's scores, as the mask function changes them.
@@ -111,18 +143,22 @@ fn mask(case: &Case) -> Result<Outputs, CaseError> {
     let condition = region_condition(case)?;
     let masked = match config.function {
         MaskFunction::No => MaskedTokens::nothing_masked(&ids, case.optional_input("uncond_inputs").as_ref()),
-        MaskFunction::All => MaskedTokens::all_masked(&ids, condition.as_ref()),
+        MaskFunction::All => {
+            let masked = MaskedTokens::all_masked(&ids, condition.as_ref());
+            MaskedTokens { weights: masked.weights * config.weight, ..masked }
+        }
         random => {
             let ratios = Vec::<f32>::try_from(case.input("mask_ratio")?)?;
             let (least, most) = config.num_masked_limits;
             let most: Option<Vec<i64>> = most.map(|most| vec![most]);
+            let mode = config.condition_mode.and_then(Placement::in_grid);
             let rule = MaskRule {
-                condition: config.condition_mode.zip(condition.as_ref()),
+                condition: mode.zip(condition.as_ref()),
                 weights: Weights::mode(config.weight_mode),
                 at_least: least.unwrap_or(1),
                 at_most: most.as_deref(),
             };
-            if config.condition_mode.is_some() && condition.is_none() {
+            if mode.is_some() && condition.is_none() {
                 return Err(CaseError::Missing("in/cond_mask".into()));
             }
             mask_by_score(&ids, &scores(case, random, config.block_shape)?, &ratios, rule)?

@@ -286,9 +286,11 @@ fn train(case: &Case) -> Result<Outputs, CaseError> {
     for (ours, theirs) in
         [("commitment", "e_latent_loss"), ("codebook", "q_latent_loss"), ("entropy", "entropy_loss")]
     {
-        if let Some((_, term)) = quantized.losses.iter().find(|(name, _)| *name == ours) {
-            outputs.out(theirs, term);
-        }
+        match quantized.losses.iter().find(|(name, _)| *name == ours) {
+            Some((_, term)) => outputs.out(theirs, term),
+            // The reference lists a term of weight 0, too.
+            None => outputs.number(theirs, 0.0),
+        };
     }
     loaded.gradients(case, &mut outputs)?;
     Ok(outputs)
@@ -346,6 +348,11 @@ pub(super) struct Vqvae3d {
     custom_conv_padding: Option<Padding>,
     #[serde(default)]
     upsample: Option<UpsampleKind>,
+    // Which blocks are computed twice to save memory.
+    #[serde(rename = "num_enc_remat_blocks")]
+    _num_enc_remat_blocks: Option<i64>,
+    #[serde(rename = "num_dec_remat_blocks")]
+    _num_dec_remat_blocks: Option<i64>,
 }
 
 fn magvit_codes() -> i64 {
@@ -398,6 +405,7 @@ impl Vqvae3d {
             num_enc_res_blocks: self.num_enc_res_blocks,
             num_dec_res_blocks: self.num_dec_res_blocks,
             conv_downsample: self.conv_downsample,
+            keep_odd: true,
             upsample: match self.upsample {
                 Some(UpsampleKind::Deconv) => Upsampling::Deconv,
                 Some(UpsampleKind::NearestConv) | None => Upsampling::NearestConv,

@@ -349,8 +349,11 @@ struct Loss {
     critic_depth: Option<i64>,
     critic_loss_weight: Option<f64>,
     sample_temperature: Option<f64>,
+    self_cond_prob: Option<f64>,
+    #[serde(default)]
+    train_only_generator: bool,
     #[serde(rename = "fmap_size")]
-    _fmap_size: i64,
+    _fmap_size: Option<i64>,
     #[serde(rename = "grads")]
     _grads: Vec<String>,
 }
@@ -364,6 +367,8 @@ fn loss(case: &Case) -> Result<Outputs, CaseError> {
         "critic_depth",
         "critic_loss_weight",
         "sample_temperature",
+        "self_cond_prob",
+        "train_only_generator",
         "fmap_size",
         "grads",
     ];
@@ -389,9 +394,10 @@ fn loss(case: &Case) -> Result<Outputs, CaseError> {
         cond_drop_prob: given.cond_drop_prob,
         no_mask_token_prob: given.no_mask_token_prob,
         critic_loss_weight: given.critic_loss_weight.unwrap_or(1.0),
-        ..MuseLoss::default()
+        self_cond_prob: given.self_cond_prob.unwrap_or(MuseLoss::default().self_cond_prob),
     };
-    let loss = muse_loss(generator, critic.as_ref(), &ids, &conditions.context(), &options, &draws)?;
+    let critic = critic.as_ref().filter(|_| !given.train_only_generator);
+    let loss = muse_loss(generator, critic, &ids, &conditions.context(), &options, &draws)?;
     loss.backward();
     let mut outputs = one_output("loss", &loss);
     let variables = loaded.store.variables();
@@ -419,6 +425,11 @@ struct Generate {
     critic_noise_scale: Option<f64>,
     #[serde(default)]
     can_remask_prev_masked: bool,
+    #[serde(default)]
+    force_not_use_token_critic: bool,
+    // Of training, which remasking asks for; it changes no sample.
+    #[serde(rename = "no_mask_token_prob")]
+    _no_mask_token_prob: Option<f64>,
     fmap_size: i64,
 }
 
@@ -432,6 +443,8 @@ fn generate(case: &Case) -> Result<Outputs, CaseError> {
         "critic_depth",
         "critic_noise_scale",
         "can_remask_prev_masked",
+        "force_not_use_token_critic",
+        "no_mask_token_prob",
         "fmap_size",
     ];
     let (given, config): (Generate, MuseConfig) = split_config(case, &own)?;
@@ -456,9 +469,9 @@ fn generate(case: &Case) -> Result<Outputs, CaseError> {
         can_remask_prev_masked: given.can_remask_prev_masked,
         critic_noise_scale: given.critic_noise_scale.unwrap_or(1.0),
     };
-    let decoded = no_grad(|| {
-        muse_generate(&generator, critic.as_ref(), &conditions.context(), tokens, &options, Some(&noise))
-    })?;
+    let critic = critic.as_ref().filter(|_| !given.force_not_use_token_critic);
+    let decoded =
+        no_grad(|| muse_generate(&generator, critic, &conditions.context(), tokens, &options, Some(&noise)))?;
     let mut outputs = Outputs::new();
     outputs
         .out("ids", &decoded.ids.view([batch, side, side]))

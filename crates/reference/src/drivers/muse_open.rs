@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor, nn};
 use super::Driver;
 use super::maskgit::split_config;
 use crate::case::{Case, CaseError, Outputs};
+use crate::import::open_muse;
 use crate::weights::load_into;
 
 /// The entries of this module.
@@ -100,7 +101,8 @@ struct Forward {
 }
 
 fn forward(case: &Case) -> Result<Outputs, CaseError> {
-    let (given, config): (Forward, OpenMuseConfig) = split_config(case, &["label_smoothing", "grads"])?;
+    let (given, published): (Forward, _) = split_config(case, &["label_smoothing", "grads"])?;
+    let config: OpenMuseConfig = open_muse::config(published)?;
     let (model, store) = load(case, |path| OpenMuseTransformer::new(path, &config))?;
     let (ids, states) = (case.input("input_ids")?, case.optional_input("encoder_hidden_states"));
     let mut outputs = Outputs::new();
@@ -156,7 +158,8 @@ struct Generate {
 
 fn generate(case: &Case) -> Result<Outputs, CaseError> {
     let own = ["timesteps", "temperature", "guidance_scale"];
-    let (given, config): (Generate, OpenMuseConfig) = split_config(case, &own)?;
+    let (given, published): (Generate, _) = split_config(case, &own)?;
+    let config: OpenMuseConfig = open_muse::config(published)?;
     let (model, _store) = load(case, |path| OpenMuseTransformer::new(path, &config))?;
     let (tokens, codes) = (config.num_vq_tokens, config.codebook_size);
     let states = case.optional_input("encoder_hidden_states");
@@ -187,7 +190,7 @@ fn generate(case: &Case) -> Result<Outputs, CaseError> {
 }
 
 fn uvit_forward(case: &Case) -> Result<Outputs, CaseError> {
-    let config: UVitConfig = case.config()?;
+    let config: UVitConfig = open_muse::config(case.config()?)?;
     let (model, _store) = load(case, |path| OpenMuseUVit::new(path, &config))?;
     let conditions = UVitConditions {
         states: case.input("encoder_hidden_states")?,
@@ -225,7 +228,8 @@ fn repeated(x: &Tensor, batch: i64) -> Tensor {
 
 fn uvit_generate(case: &Case) -> Result<Outputs, CaseError> {
     let own = ["timesteps", "temperature", "guidance_scale", "guidance_schedule", "seq_len"];
-    let (given, config): (UVitGenerate, UVitConfig) = split_config(case, &own)?;
+    let (given, published): (UVitGenerate, _) = split_config(case, &own)?;
+    let config: UVitConfig = open_muse::config(published)?;
     let (model, _store) = load(case, |path| OpenMuseUVit::new(path, &config))?;
     let states = case.input("encoder_hidden_states")?;
     let batch = states.size()[0];

@@ -66,6 +66,15 @@ struct Open {
     z_channels: i64,
     num_embeddings: i64,
     quantized_embed_dim: i64,
+    // Read by no part of encoding or decoding.
+    #[serde(rename = "attn_resolutions")]
+    _attn_resolutions: Option<serde_json::Value>,
+    #[serde(rename = "dropout")]
+    _dropout: Option<f64>,
+    #[serde(rename = "resample_with_conv")]
+    _resample_with_conv: Option<bool>,
+    #[serde(rename = "commitment_cost")]
+    _commitment_cost: Option<f64>,
 }
 
 impl Open {
@@ -83,6 +92,7 @@ impl Open {
             channel_multipliers: self.channel_mult.clone(),
             num_enc_res_blocks: self.num_res_blocks,
             num_dec_res_blocks: self.num_res_blocks,
+            keep_odd: false,
             ..VqganConfig::default()
         })
     }

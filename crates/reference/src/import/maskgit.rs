@@ -73,10 +73,13 @@ pub(super) fn import_vqgan(tensors: &Weights) -> Result<Imported, ImportError> {
         .iter()
         .find(|(name, _)| name.contains("/ResBlock_") && name.ends_with("/Conv_2/kernel"))
         .map(|(_, kernel)| kernel.size());
+    let has = |module: &str| weights.keys().any(|name| name.starts_with(module));
+    let norms = (has("encoder/LayerNorm_"), has("encoder/GroupNorm_"));
     let block = ResBlockConfig {
-        norm: match weights.keys().any(|name| name.starts_with("encoder/LayerNorm_")) {
-            true => NormKind::Layer,
-            false => NormKind::Group,
+        norm: match norms {
+            (true, _) => NormKind::Layer,
+            (false, true) => NormKind::Group,
+            (false, false) => NormKind::None,
         },
         conv_shortcut: shortcut.as_ref().is_some_and(|size| size[0] == 3),
         // A shortcut from the block's input has another width there.
@@ -100,6 +103,7 @@ pub(super) fn import_vqgan(tensors: &Weights) -> Result<Imported, ImportError> {
         num_enc_res_blocks: per_level,
         num_dec_res_blocks: blocks("decoder"),
         conv_downsample: count(&weights, "encoder/Conv") > 2,
+        keep_odd: published.keep_odd,
         upsample: if deconv > 0 { Upsampling::Deconv } else { Upsampling::NearestConv },
         block,
     };
@@ -191,6 +195,7 @@ pub(super) fn import_port(tensors: &Weights) -> Result<Imported, ImportError> {
         channel_multipliers,
         num_enc_res_blocks: per_level as i64,
         num_dec_res_blocks: shapes.count(|j| format!("decoder.up.0.block.{j}.conv1.weight")) as i64,
+        keep_odd: false,
         ..VqganConfig::default()
     };
     config.validate()?;
