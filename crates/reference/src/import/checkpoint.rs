@@ -254,7 +254,8 @@ fn whole_numbers(
             found.insert(path.to_string(), Tensor::from(*number));
         }
         Value::List(items) | Value::Tuple(items) => {
-            if let Some(numbers) = items.iter().map(whole).collect::<Option<Vec<_>>>() {
+            let numbers = items.iter().map(whole).collect::<Option<Vec<_>>>();
+            if let Some(numbers) = numbers.filter(|numbers| !numbers.is_empty()) {
                 found.insert(path.to_string(), Tensor::from_slice(&numbers));
             }
         }

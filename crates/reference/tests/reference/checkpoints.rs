@@ -146,6 +146,8 @@ fn the_arguments_of_a_lightning_checkpoint() {
         b"K\x03".to_vec(),
         text("downsample"),
         b"(K\x04K\x02K\x02t".to_vec(),
+        text("logger"),
+        b"]".to_vec(),
         // Functions and classes that the file names and never calls.
         text("gpus"),
         b"cpytorch_lightning.utilities.argparse\n_gpus_arg_default\nubss".to_vec(),
