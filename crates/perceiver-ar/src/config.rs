@@ -82,13 +82,14 @@ pub struct PerceiverArConfig {
     pub learnable_position_embeddings: bool,
     /// Positions come with the data (1-based); otherwise they count back from the last input.
     pub use_positions_from_data: bool,
-    /// Positions that count back are negative, so that they grow to the right. Rotary only.
+    /// Positions that count back are negative, so that they grow to the right. Nothing where they do not rotate.
     pub use_negative_rotary_positions: bool,
     /// Share of a head's channels that are rotated, in (0, 1].
     pub fraction_to_rotate: f64,
     /// Share of the heads that are rotated.
     pub fraction_heads_to_rotate: f64,
-    /// The longest wavelength of rotations over 2π, at least `max_context_length`.
+    /// The longest wavelength of rotations over 2π, at least `max_context_length`; one less suffices with
+    /// `initial_query_offsetting`, which adds one.
     pub max_wavelength: i64,
     /// E, width of the inputs.
     pub input_embed_dim: i64,
@@ -227,6 +228,11 @@ impl PerceiverArConfig {
         }
     }
 
+    /// The longest wavelength of rotations over 2π: latents that stand one position on need one more.
+    pub(crate) fn longest_wavelength(&self) -> i64 {
+        self.max_wavelength.saturating_add(i64::from(self.initial_query_offsetting))
+    }
+
     /// Whether positions rotate.
     pub(crate) fn is_rotary(&self) -> bool {
         self.position_encoding_type == PositionEncodingType::Rotary
@@ -310,10 +316,6 @@ impl PerceiverArConfig {
             if !self.use_positions_from_data && axes.len() != 1 {
                 return Err(Error::config("input_idx_size", axes, "one axis, as positions count back"));
             }
-            if self.use_negative_rotary_positions {
-                let expected = "false, as positions are absolute";
-                return Err(Error::config("use_negative_rotary_positions", true, expected));
-            }
             return Ok(());
         }
         if self.use_positions_from_data && axes.len() != 1 {
@@ -326,8 +328,9 @@ impl PerceiverArConfig {
             let expected = "a number in [0, 1]";
             return Err(Error::config("fraction_heads_to_rotate", self.fraction_heads_to_rotate, expected));
         }
-        if self.max_wavelength < self.max_context_length {
-            let expected = format!("at least max_context_length = {}", self.max_context_length);
+        let longest = self.longest_wavelength();
+        if longest < self.max_context_length {
+            let expected = format!("at least {}", self.max_context_length - (longest - self.max_wavelength));
             return Err(Error::config("max_wavelength", self.max_wavelength, expected));
         }
         Ok(())
@@ -339,8 +342,9 @@ impl PerceiverArConfig {
         }
         let layers = self.num_transformers_per_block;
         let after = &self.additional_cross_attend_after_layers;
-        if after.iter().any(|layer| !(0..layers).contains(layer)) || !after.is_sorted_by(|a, b| a < b) {
-            let expected = format!("growing numbers in 0..{layers}");
+        let twice = |(i, layer): (usize, &i64)| after[..i].contains(layer);
+        if after.iter().any(|layer| !(0..layers).contains(layer)) || after.iter().enumerate().any(twice) {
+            let expected = format!("different numbers in 0..{layers}");
             return Err(Error::config("additional_cross_attend_after_layers", after, expected));
         }
         Ok(())

@@ -57,7 +57,7 @@ pub struct Predictions {
     pub logits: Tensor,
     /// int64 `[B, Z/K]`: the slot of each latent position; -1 where the sequence has none left, whose logits mean nothing.
     pub last_steps: Tensor,
-    /// bool `[B, 1, Z, T]`, as it was used; none for one latent.
+    /// bool `[B, 1, Z, T]`, as it was used; none for one latent, but where inputs are dropped.
     pub encoder_mask: Option<Tensor>,
     /// bool `[B, 1, Z, Z]`, as it was used; none for one latent.
     pub processor_mask: Option<Tensor>,
@@ -156,7 +156,7 @@ impl PerceiverAr {
                 head_group_size,
                 fraction_to_rotate: config.fraction_to_rotate,
                 fraction_heads_to_rotate: config.fraction_heads_to_rotate,
-                max_wavelength: config.max_wavelength + i64::from(config.initial_query_offsetting),
+                max_wavelength: config.longest_wavelength(),
             };
             if config.is_rotary() { Rotary::new(&rotary, device).map(Some) } else { Ok(None) }
         };
@@ -213,15 +213,26 @@ impl PerceiverAr {
             check_draw("permutation", permutation.as_ref(), &[&[batch, slots], &[slots]])?;
         }
         let keep = train.and_then(|draws| draws.latent_keep.as_ref()).map(|keep| keep.to_device(self.device));
-        let mut seen = masks(ids, latents, per_position, keep.as_ref())?;
+        // The reference counts latents, not their positions.
+        if latents > slots {
+            let expected = format!("at most the {slots} input slots");
+            return Err(Error::config("z_index_dim", latents, expected));
+        }
+        let seen = masks(ids, latents, per_position, keep.as_ref())?;
+        // One latent alone has no mask and sits on the last slot, padding or not.
+        let (mut encoder_mask, processor_mask, last_steps) = if latents == 1 {
+            (None, None, seen.last_steps.full_like(slots - 1))
+        } else {
+            (Some(seen.encoder), Some(seen.processor), seen.last_steps)
+        };
         let positions = self.positions(ids, sequence.positions)?;
-        let mut prepared = self.prepare(ids, &positions, &seen.last_steps, latents)?;
+        let mut prepared = self.prepare(ids, &positions, &last_steps, latents)?;
         if let Some(draws) = train {
             if let Some(permutation) = &draws.permutation {
                 let kept = self.kept_inputs(ids, permutation);
                 prepared.inputs = rows(&prepared.inputs, &kept);
                 prepared.places = prepared.places.map(|(inputs, z)| (inputs.gather(1, &kept, false), z));
-                seen.encoder = seen.encoder.map(|mask| {
+                encoder_mask = encoder_mask.map(|mask| {
                     let index = kept.view([batch, 1, 1, -1]).expand([-1, -1, latents, -1], false);
                     mask.gather(3, &index, false)
                 });
@@ -230,20 +241,18 @@ impl PerceiverAr {
                 let inputs = prepared.inputs.size()[1];
                 check_draw("encoder_keep", Some(keep), &[&[batch, inputs]])?;
                 let keep = keep.to_device(self.device).view([batch, 1, 1, inputs]);
-                seen.encoder = seen.encoder.map(|mask| mask.logical_and(&keep));
+                encoder_mask = Some(encoder_mask.map_or_else(
+                    || keep.expand([-1, -1, latents, -1], false),
+                    |mask| mask.logical_and(&keep),
+                ));
             }
         }
         let added = Additive {
-            encoder: seen.encoder.as_ref().map(additive),
-            processor: seen.processor.as_ref().map(additive),
+            encoder: encoder_mask.as_ref().map(additive),
+            processor: processor_mask.as_ref().map(additive),
         };
         let logits = self.run(prepared, &added, None, train.is_some())?;
-        Ok(Predictions {
-            logits,
-            last_steps: seen.last_steps,
-            encoder_mask: seen.encoder,
-            processor_mask: seen.processor,
-        })
+        Ok(Predictions { logits, last_steps, encoder_mask, processor_mask })
     }
 
     /// Takes further inputs `[B, n]`, without padding, behind those in the memory, and gives the logits `[B, z, V]` of
@@ -371,7 +380,7 @@ impl PerceiverAr {
         let config = &self.config;
         if !config.use_positions_from_data {
             let back = terminal_relative_positions(ids).unsqueeze(2);
-            if config.use_negative_rotary_positions {
+            if config.is_rotary() && config.use_negative_rotary_positions {
                 return Ok(-back);
             }
             // Only padding of a sequence that is one too long has no row.

@@ -41,10 +41,10 @@ pub fn shift_positions(positions: &Tensor) -> Tensor {
 /// What latents may see.
 #[derive(Debug)]
 pub struct Masks {
-    /// bool `[B, 1, Z, T]`: which latent sees which input. None: one latent, which sees all.
-    pub encoder: Option<Tensor>,
-    /// bool `[B, 1, Z, Z]`: which latent sees which. None: one latent.
-    pub processor: Option<Tensor>,
+    /// bool `[B, 1, Z, T]`: which latent sees which input.
+    pub encoder: Tensor,
+    /// bool `[B, 1, Z, Z]`: which latent sees which.
+    pub processor: Tensor,
     /// int64 `[B, Z/K]`: the slot that a position's latents sit on; -1 where the sequence has none left.
     pub last_steps: Tensor,
 }
@@ -52,24 +52,13 @@ pub struct Masks {
 /// The masks of latents on the last positions of ids `[B, T]`, `per_position` on each (section 3.1 of the paper: each sees
 /// its own input and those before it, and latents as far). `latent_keep`, bool `[B, Z]`, hides latents from others.
 ///
-/// One latent alone has no mask and sits on the last slot, padding or not.
-///
 /// # Errors
-/// More positions with latents than slots, or latents that do not share out.
+/// Latents that do not share out.
 pub fn masks(ids: &Tensor, latents: i64, per_position: i64, latent_keep: Option<&Tensor>) -> Result<Masks> {
     let (batch, slots) = (ids.size()[0], ids.size()[1]);
     if latents < 1 || per_position < 1 || latents % per_position != 0 {
         let expected = format!("a positive multiple of num_latents_per_position = {per_position}");
         return Err(Error::config("z_index_dim", latents, expected));
-    }
-    // The reference counts latents, not their positions.
-    if latents > slots {
-        let expected = format!("at most the {slots} input slots");
-        return Err(Error::config("z_index_dim", latents, expected));
-    }
-    if latents == 1 {
-        let last_steps = Tensor::full([batch, 1], slots - 1, (Kind::Int64, ids.device()));
-        return Ok(Masks { encoder: None, processor: None, last_steps });
     }
     let positions = latents / per_position;
     let places = Tensor::arange_start(-positions, 0, (Kind::Int64, ids.device()));
@@ -83,5 +72,5 @@ pub fn masks(ids: &Tensor, latents: i64, per_position: i64, latent_keep: Option<
         processor = processor.logical_and(&keep.view([batch, 1, 1, latents]));
     }
     let itself = Tensor::eye(latents, (Kind::Bool, ids.device()));
-    Ok(Masks { encoder: Some(encoder), processor: Some(processor.logical_or(&itself)), last_steps })
+    Ok(Masks { encoder, processor: processor.logical_or(&itself), last_steps })
 }

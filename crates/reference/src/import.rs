@@ -227,6 +227,11 @@ pub const SYSTEMS: &[System] = &[
         import: |tensors, _| var::import_vqvae(tensors, &VarConfig::var_d36().patch_nums),
     },
     System {
+        name: "var-vqvae-1024",
+        about: "the same file for images of 1024 pixels a side",
+        import: |tensors, _| var::import_vqvae(tensors, &var::PATCH_NUMS_1024),
+    },
+    System {
         name: "var",
         about: "VAR's transformer (FoundationVision), any size: var_d16.pth to var_d36.pth",
         import: |tensors, _| var::import_transformer(tensors),
@@ -234,17 +239,22 @@ pub const SYSTEMS: &[System] = &[
     System {
         name: "videogpt-stride4x2x2",
         about: "VideoGPT's VQ-VAE, 4×2×2 (BAIR), also out of a prior's checkpoint",
-        import: |tensors, _| video_gpt::import_vqvae(tensors, [4, 2, 2]),
+        import: |tensors, _| video_gpt::import_vqvae(tensors, Some([4, 2, 2])),
     },
     System {
         name: "videogpt-stride4x4x4",
         about: "VideoGPT's VQ-VAE, 4×4×4 (UCF-101, Kinetics), also out of a prior's checkpoint",
-        import: |tensors, _| video_gpt::import_vqvae(tensors, [4, 4, 4]),
+        import: |tensors, _| video_gpt::import_vqvae(tensors, Some([4, 4, 4])),
     },
     System {
         name: "videogpt-stride2x4x4",
         about: "VideoGPT's VQ-VAE, 2×4×4 (Kinetics), also out of a prior's checkpoint",
-        import: |tensors, _| video_gpt::import_vqvae(tensors, [2, 4, 4]),
+        import: |tensors, _| video_gpt::import_vqvae(tensors, Some([2, 4, 4])),
+    },
+    System {
+        name: "videogpt-vqvae",
+        about: "VideoGPT's VQ-VAE of any strides, out of its own checkpoint, whose arguments tell them",
+        import: |tensors, _| video_gpt::import_vqvae(tensors, None),
     },
     System {
         name: "videogpt-gpt",

@@ -20,7 +20,7 @@ const DATA_VARIANCE: f64 = 0.06;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VqVaeConfig {
-    /// Width of the networks, even.
+    /// Width of the networks; inside residual blocks it is half as wide, rounded down.
     pub n_hiddens: i64,
     /// Residual blocks of each network.
     pub n_res_layers: i64,
@@ -65,8 +65,8 @@ impl VqVaeConfig {
     /// # Errors
     /// Names the first field that is out of range.
     pub fn validate(&self) -> Result<()> {
-        if !(2..=1 << 16).contains(&self.n_hiddens) || self.n_hiddens % 2 != 0 {
-            return Err(Error::config("n_hiddens", self.n_hiddens, "an even number, 2 to 65536"));
+        if !(2..=1 << 16).contains(&self.n_hiddens) {
+            return Err(Error::config("n_hiddens", self.n_hiddens, "2 to 65536"));
         }
         if !(0..=1024).contains(&self.n_res_layers) {
             return Err(Error::config("n_res_layers", self.n_res_layers, "0 to 1024"));

@@ -238,6 +238,23 @@ fn training_draws_have_the_shapes_and_shares_of_the_config() {
 }
 
 #[test]
+fn inputs_are_dropped_before_a_single_latent_too() {
+    let _alone = crate::alone();
+    let (_variables, model) = build(&tiny());
+    let (ids, positions) = (random_ids(1, 9), count_positions(1, 9, Device::Cpu));
+    let logits = |ids: &Tensor, keep: &Tensor| {
+        let draws = TrainDraws { encoder_keep: Some(keep.shallow_clone()), ..TrainDraws::default() };
+        let sequence = Sequence { ids, positions: Some(&positions) };
+        no_grad(|| model.forward(sequence, Some(1), Some(&draws))).unwrap().logits
+    };
+    let keep = Tensor::arange(9, (Kind::Int64, Device::Cpu)).ne(4).unsqueeze(0);
+    let other = ids.copy();
+    let _ = other.narrow(1, 4, 1).fill_(3 + (ids.int64_value(&[0, 4]) - 2) % (VOCABULARY - 3));
+    assert_eq!(logits(&ids, &keep), logits(&other, &keep));
+    assert_ne!(logits(&ids, &keep.ones_like()), logits(&other, &keep.ones_like()));
+}
+
+#[test]
 fn the_published_sizes_have_the_published_number_of_parameters() {
     let base = PerceiverArConfig::default();
     let variables = nn::VarStore::new(Device::Cpu);

@@ -316,7 +316,8 @@ fn attention_block(case: &Case) -> Result<Outputs, CaseError> {
     let rotary = RotaryConfig {
         heads: given.num_heads,
         head_dim: attended / given.num_heads.max(1),
-        head_group_size: given.head_group_size,
+        // The reference groups the heads of cross-attentions only.
+        head_group_size: if matches!(given.kind, BlockKind::Cross) { given.head_group_size } else { 0 },
         fraction_to_rotate: given.fraction_to_rotate,
         fraction_heads_to_rotate: given.fraction_heads_to_rotate,
         max_wavelength: given.max_wavelength,

@@ -13,6 +13,8 @@ use super::pickle::{Id, Pickle, Storage, TensorView, Value};
 use super::{ImportError, flax};
 use crate::weights::{Weights, read_safetensors};
 
+/// What a Lightning checkpoint calls the arguments that its model was built with.
+pub(super) const HYPER_PARAMETERS: &str = "hyper_parameters";
 /// Deepest nesting of dictionaries and modules that is followed.
 const MAX_DEPTH: usize = 64;
 /// Most values that are looked at for tensors: shared dictionaries can stand for more than any memory holds.
@@ -22,7 +24,8 @@ const MAX_VALUES: usize = 4_000_000;
 /// (`.jit`), or a flax checkpoint (MessagePack). No code in the file is run.
 ///
 /// Names are the paths of keys or attributes joined by dots (`encoder.conv_in.weight`), in a flax checkpoint by slashes. Where the file is a dictionary with
-/// a `state_dict` (PyTorch Lightning), that alone is read.
+/// a `state_dict` (PyTorch Lightning), that alone is read, and beside it the whole numbers among its `hyper_parameters`, as
+/// int64 tensors (`hyper_parameters.args.heads`).
 ///
 /// # Errors
 /// The file cannot be read, is cut short, of the format before PyTorch 1.6, or needs what this reader refuses; the message
@@ -106,6 +109,9 @@ impl Archive {
         }
         if weights.is_empty() {
             return Err(ImportError::Malformed("a checkpoint without tensors".into()));
+        }
+        if let Some(words) = pickle.get(pickle.root, HYPER_PARAMETERS) {
+            whole_numbers(&pickle, words, HYPER_PARAMETERS, 0, &mut left, &mut weights)?;
         }
         Ok(weights)
     }
@@ -202,10 +208,7 @@ fn collect(
     left: &mut usize,
     found: &mut Vec<(String, TensorView)>,
 ) -> Result<(), ImportError> {
-    *left = match left.checked_sub(1) {
-        Some(left) if depth <= MAX_DEPTH => left,
-        _ => return Err(ImportError::Malformed("dictionaries nested without end".into())),
-    };
+    spend(depth, left)?;
     let join = |word: &str| if path.is_empty() { word.to_string() } else { format!("{path}.{word}") };
     match pickle.value(id) {
         Value::Tensor(view) => found.push((path, view.clone())),
@@ -230,6 +233,56 @@ fn collect(
         _ => {}
     }
     Ok(())
+}
+
+/// The whole numbers and the lists of them at or below a value, by their path.
+fn whole_numbers(
+    pickle: &Pickle,
+    id: Id,
+    path: &str,
+    depth: usize,
+    left: &mut usize,
+    found: &mut Weights,
+) -> Result<(), ImportError> {
+    spend(depth, left)?;
+    let whole = |id: &Id| match pickle.value(*id) {
+        Value::Int(number) => Some(*number),
+        _ => None,
+    };
+    match pickle.value(id) {
+        Value::Int(number) => {
+            found.insert(path.to_string(), Tensor::from(*number));
+        }
+        Value::List(items) | Value::Tuple(items) => {
+            let numbers = items.iter().map(whole).collect::<Option<Vec<_>>>();
+            if let Some(numbers) = numbers.filter(|numbers| !numbers.is_empty()) {
+                found.insert(path.to_string(), Tensor::from_slice(&numbers));
+            }
+        }
+        Value::Object(Some(attributes)) => {
+            whole_numbers(pickle, *attributes, path, depth + 1, left, found)?;
+        }
+        Value::Dict(items) => {
+            for (key, value) in items {
+                if let Value::Text(key) = pickle.value(*key) {
+                    whole_numbers(pickle, *value, &format!("{path}.{key}"), depth + 1, left, found)?;
+                }
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Counts one more value that is looked at.
+fn spend(depth: usize, left: &mut usize) -> Result<(), ImportError> {
+    match left.checked_sub(1) {
+        Some(rest) if depth <= MAX_DEPTH => {
+            *left = rest;
+            Ok(())
+        }
+        _ => Err(ImportError::Malformed("dictionaries nested without end".into())),
+    }
 }
 
 fn zip_error(error: ZipError) -> ImportError {

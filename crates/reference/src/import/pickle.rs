@@ -28,7 +28,7 @@ pub(super) enum Value {
     Dict(Vec<(Id, Id)>),
     /// A name that stands for a type or a function.
     Global(String),
-    /// An instance of a TorchScript class, with its attributes once they are known.
+    /// An instance of a TorchScript class or a namespace, with its attributes once they are known.
     Object(Option<Id>),
     Storage(Storage),
     Tensor(TensorView),
@@ -117,6 +117,15 @@ mod known {
     pub const REBUILD_PARAMETER_WITH_STATE: &str = "torch._utils._rebuild_parameter_with_state";
     pub const SIZE: &str = "torch.Size";
     pub const DEVICE: &str = "torch.device";
+    /// What a command line was parsed into: attributes and nothing else.
+    pub const NAMESPACE: &str = "argparse.Namespace";
+    /// Lightning's dictionary of hyper-parameters.
+    pub const ATTRIBUTE_DICTS: [&str; 2] = [
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+        "lightning_fabric.utilities.data.AttributeDict",
+    ];
+    /// Lightning's classes and functions, which its checkpoints name as keys and defaults. They are never called.
+    pub const LIGHTNING: &str = "pytorch_lightning.";
     /// TorchScript's typed lists and dictionaries: the value, wrapped.
     pub const TORCHSCRIPT: &str = "torch.jit._pickle.";
     pub const TORCHSCRIPT_CLASS: &str = "__torch__.";
@@ -137,9 +146,18 @@ mod known {
 
     /// Whether a name is one of these.
     pub fn allows(name: &str) -> bool {
-        let fixed =
-            [ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, REBUILD_PARAMETER_WITH_STATE, SIZE, DEVICE];
+        let fixed = [
+            ORDERED_DICT,
+            REBUILD_TENSOR,
+            REBUILD_PARAMETER,
+            REBUILD_PARAMETER_WITH_STATE,
+            SIZE,
+            DEVICE,
+            NAMESPACE,
+        ];
         fixed.contains(&name)
+            || ATTRIBUTE_DICTS.contains(&name)
+            || name.starts_with(LIGHTNING)
             || name.starts_with(TORCHSCRIPT)
             || name.starts_with(TORCHSCRIPT_CLASS)
             || name
@@ -301,8 +319,12 @@ impl<'a> Machine<'a> {
                 0x81 => {
                     let (_, class) = (self.pop()?, self.pop()?);
                     match self.as_global(class)? {
-                        known::ORDERED_DICT => self.push(Value::Dict(Vec::new())),
-                        name if name.starts_with(known::TORCHSCRIPT_CLASS) => self.push(Value::Object(None)),
+                        name if name == known::ORDERED_DICT || known::ATTRIBUTE_DICTS.contains(&name) => {
+                            self.push(Value::Dict(Vec::new()));
+                        }
+                        name if name == known::NAMESPACE || name.starts_with(known::TORCHSCRIPT_CLASS) => {
+                            self.push(Value::Object(None));
+                        }
                         name => return Err(ImportError::Global(name.to_string())),
                     }
                 }

@@ -7,6 +7,9 @@ use var_next_scale::{MultiScaleVqConfig, VarConfig, VqvaeConfig};
 use super::{ImportError, Imported, Model, Shapes, gcd};
 use crate::weights::Weights;
 
+/// The scales of images of 1024 pixels a side, for which no transformer was published.
+pub(super) const PATCH_NUMS_1024: [i64; 14] = [1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64];
+
 /// Tables that the published files carry beside the weights.
 const TABLES: [&str; 3] = ["lvl_1L", "attn_bias_for_masking", "zero_k_bias"];
 
@@ -113,7 +116,7 @@ pub(super) fn import_transformer(tensors: &Weights) -> Result<Imported, ImportEr
     Ok(Imported::of(Model::Var(config), our_tensors(&shapes.rename(&parts, |_| None))))
 }
 
-/// The sides of the scales: counted off the table of levels, or where that was left out, those of a published model with as
+/// The sides of the scales: counted off the table of levels, or where that was left out, those of the official lists with as
 /// many positions.
 fn patch_nums(shapes: &Shapes) -> Result<Vec<i64>, ImportError> {
     if let Some(levels) = shapes.get("lvl_1L").filter(|levels| levels.kind() == Kind::Int64) {
@@ -126,7 +129,8 @@ fn patch_nums(shapes: &Shapes) -> Result<Vec<i64>, ImportError> {
         return Ok(counts.into_iter().map(|count| (count as f64).sqrt().round() as i64).collect());
     }
     let length = shapes.of::<3>("pos_1LC")?[1];
-    let published = [VarConfig::var_d16().patch_nums, VarConfig::var_d36().patch_nums];
+    let published =
+        [VarConfig::var_d16().patch_nums, VarConfig::var_d36().patch_nums, PATCH_NUMS_1024.to_vec()];
     let fits = |sides: &Vec<i64>| sides.iter().map(|side| side * side).sum::<i64>() == length;
     published.into_iter().find(fits).ok_or_else(|| {
         ImportError::Malformed(format!("{length} positions without a table of levels (lvl_1L)"))

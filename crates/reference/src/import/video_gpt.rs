@@ -5,12 +5,34 @@ use tch::{Device, Kind, Tensor};
 use video_core::GridShape;
 use video_gpt::{AttentionType, FrameConfig, GptConfig, ResNetConfig, SparseLayout, VqVaeConfig};
 
+use super::checkpoint::HYPER_PARAMETERS;
 use super::{ImportError, Imported, Model, Shapes};
 use crate::weights::Weights;
 
-/// A checkpoint's VQ-VAE, its own or that inside a prior's, and what its shapes tell. The strides they do not: kernels are 4
-/// wide on every axis, whatever the stride.
-pub(super) fn import_vqvae(tensors: &Weights, downsample: [i64; 3]) -> Result<Imported, ImportError> {
+/// An argument of the script that trained the checkpoint, where the file tells it.
+fn argument(tensors: &Weights, name: &str) -> Option<Vec<i64>> {
+    let tensor = tensors.get(&format!("{HYPER_PARAMETERS}.args.{name}"))?;
+    Vec::try_from(tensor.reshape([-1])).ok()
+}
+
+/// A checkpoint's VQ-VAE, its own or that inside a prior's, and what its shapes tell. The strides they do not, as kernels are
+/// 4 wide on every axis, but a VQ-VAE's own file has them among its arguments; `named` are those of the system.
+pub(super) fn import_vqvae(tensors: &Weights, named: Option<[i64; 3]>) -> Result<Imported, ImportError> {
+    let told = argument(tensors, "downsample").and_then(|strides| <[i64; 3]>::try_from(strides).ok());
+    let downsample = match (named, told) {
+        (Some(named), Some(told)) if named != told => {
+            return Err(ImportError::Malformed(format!(
+                "its own arguments say downsample = {told:?}, the system's are {named:?}: import it as videogpt-vqvae"
+            )));
+        }
+        (Some(strides), _) | (None, Some(strides)) => strides,
+        (None, None) => {
+            return Err(ImportError::Malformed(
+                "it has no hyper_parameters that tell its downsample: import it as one of videogpt-stride.."
+                    .into(),
+            ));
+        }
+    };
     let first = "encoder.convs.0.conv.weight";
     let shapes = Shapes::below(tensors, first)?;
     let [codebook_size, embedding_dim] = shapes.of::<2>("codebook.embeddings")?;
@@ -26,7 +48,8 @@ pub(super) fn import_vqvae(tensors: &Weights, downsample: [i64; 3]) -> Result<Im
     Ok(Imported::of(Model::VideoGptVqVae(config), vqvae_tensors(&own, "")))
 }
 
-/// A checkpoint's prior, and what its shapes tell: all but the heads, of which every published one has 4.
+/// A checkpoint's prior, and what its shapes tell: all but the heads, which are among its arguments; where a file has none,
+/// 4 as in every published one.
 pub(super) fn import_gpt(tensors: &Weights) -> Result<Imported, ImportError> {
     let shapes = Shapes::below(tensors, "fc_in.weight")?;
     let [n_codes, _] = shapes.of::<2>("vqvae.codebook.embeddings")?;
@@ -70,6 +93,7 @@ pub(super) fn import_gpt(tensors: &Weights) -> Result<Imported, ImportError> {
         frozen_embeddings: true,
         grid: grid("attn_stack.pos_embd")?,
         hidden_dim,
+        heads: argument(tensors, "heads").and_then(|heads| heads.first().copied()).unwrap_or(4),
         layers: shapes.count(|l| format!("attn_stack.attn_nets.{l}.attn.w_qs.weight")) as i64,
         attn_type: if full { AttentionType::Full } else { AttentionType::Sparse(SparseLayout::default()) },
         class_cond_dim,

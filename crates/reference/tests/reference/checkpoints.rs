@@ -131,6 +131,39 @@ fn a_lightning_checkpoint_of_either_byte_order() {
 }
 
 #[test]
+fn the_arguments_of_a_lightning_checkpoint() {
+    let pickle = [
+        b"\x80\x02}".to_vec(),
+        text("state_dict"),
+        b"}".to_vec(),
+        pickled("x", "0", 2, 0, &[2], &[1]),
+        b"s".to_vec(),
+        text("hyper_parameters"),
+        b"}".to_vec(),
+        text("args"),
+        b"cargparse\nNamespace\n)\x81}(".to_vec(),
+        text("heads"),
+        b"K\x03".to_vec(),
+        text("downsample"),
+        b"(K\x04K\x02K\x02t".to_vec(),
+        text("logger"),
+        b"]".to_vec(),
+        // Functions and classes that the file names and never calls.
+        text("gpus"),
+        b"cpytorch_lightning.utilities.argparse\n_gpus_arg_default\nubss".to_vec(),
+        text("callbacks"),
+        b"}cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\nNss.".to_vec(),
+    ]
+    .concat();
+    let tensors =
+        Scratch::archive("arguments", &[("data.pkl", &pickle), ("data/0", &[0; 8])]).read().unwrap();
+    let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
+    assert_eq!(names, ["hyper_parameters.args.downsample", "hyper_parameters.args.heads", "x"]);
+    assert_eq!(tensors[names[0]], Tensor::from_slice(&[4_i64, 2, 2]));
+    assert_eq!(tensors[names[1]], Tensor::from(3_i64));
+}
+
+#[test]
 fn what_libtorch_writes_as_a_module() {
     let scratch = Scratch::new("module.pt", b"");
     let (a, b) = (Tensor::from_slice(&[1_f32, 2.0, 3.0]), Tensor::from_slice(&[4_i64, 5]).view([2, 1]));

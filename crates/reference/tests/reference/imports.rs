@@ -228,6 +228,8 @@ fn video_gpt() {
     let mask = Tensor::ones([18, 18], tch::kind::FLOAT_CPU).tril(0);
     weights.insert("attn_stack.attn_nets.0.attn.attn.mask".into(), mask);
     weights.insert("vqvae.encoder.res_stack.1.num_batches_tracked".into(), Tensor::from(3_i64));
+    // Shapes do not tell the heads, its arguments do.
+    weights.insert("hyper_parameters.args.heads".into(), Tensor::from(3_i64));
 
     let Imported { model, tensors, .. } = import("videogpt-stride4x4x4", &weights).unwrap();
     let Model::VideoGptVqVae(config) = &model else { panic!("{model:?}") };
@@ -239,10 +241,8 @@ fn video_gpt() {
     near(&((video + 1.0) / 2.0), &case.tensor("out/video").unwrap());
 
     let Imported { model, tensors, .. } = import("videogpt-gpt", &weights).unwrap();
-    let Model::VideoGpt(mut config) = model else { panic!("{model:?}") };
-    assert_eq!(config.attn_type, AttentionType::Full);
-    // Shapes do not tell the heads, and this case has not the published number.
-    config.heads = 3;
+    let Model::VideoGpt(config) = model else { panic!("{model:?}") };
+    assert_eq!((config.attn_type, config.heads), (AttentionType::Full, 3));
     let variables = nn::VarStore::new(Device::Cpu);
     let prior = VideoGpt::new(&variables.root(), &config).unwrap();
     load_into(&variables, &tensors).unwrap();
@@ -251,6 +251,14 @@ fn video_gpt() {
     let logits = no_grad(|| prior.forward(&tokens, condition, false)).unwrap();
     let log_probs = logits.flatten(1, 3).log_softmax(-1, tch::Kind::Float);
     near(&log_probs, &case.tensor("out/step_log_probs").unwrap());
+
+    // A VQ-VAE's own arguments tell its strides.
+    assert!(import("videogpt-vqvae", &weights).unwrap_err().to_string().contains("downsample"));
+    weights.insert("hyper_parameters.args.downsample".into(), Tensor::from_slice(&[4_i64, 4, 4]));
+    let Imported { model, .. } = import("videogpt-vqvae", &weights).unwrap();
+    assert!(matches!(model, Model::VideoGptVqVae(config) if config.downsample == [4; 3]));
+    let refused = import("videogpt-stride4x2x2", &weights).unwrap_err().to_string();
+    assert!(refused.contains("[4, 4, 4]"), "{refused}");
 }
 
 #[test]

@@ -40,10 +40,10 @@ impl AttentionResidualBlock {
     /// Builds it for features of this width.
     ///
     /// # Errors
-    /// The width is odd, or the heads are more than the channels.
+    /// Fewer than two channels, or fewer than heads.
     pub fn new(path: &nn::Path, width: i64, heads: i64) -> Result<Self> {
-        if width < 2 || width % 2 != 0 {
-            return Err(Error::config("n_hiddens", width, "an even number"));
+        if width < 2 {
+            return Err(Error::config("n_hiddens", width, "at least 2"));
         }
         let path = path / "block";
         let half = width / 2;
@@ -106,7 +106,7 @@ impl Encoder {
     /// Builds it.
     ///
     /// # Errors
-    /// The width is odd.
+    /// Fewer than two channels.
     pub fn new(path: &nn::Path, width: i64, layers: i64, downsample: [i64; 3]) -> Result<Self> {
         let conv = |(i, stride): (usize, &[i64; 3])| {
             let config = SamePadConfig { stride: *stride, ..SamePadConfig::cube(4) };
@@ -149,7 +149,7 @@ impl Decoder {
     /// Builds it.
     ///
     /// # Errors
-    /// The width is odd.
+    /// Fewer than two channels.
     pub fn new(path: &nn::Path, width: i64, layers: i64, upsample: [i64; 3]) -> Result<Self> {
         let strides = strides(upsample);
         let last = strides.len().saturating_sub(1);

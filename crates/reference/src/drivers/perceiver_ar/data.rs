@@ -101,11 +101,7 @@ pub(super) fn masks(case: &Case) -> Result<Outputs, CaseError> {
         latent_masks(&case.input("events")?, given.z_index_dim, given.latents_per_position, keep.as_ref())?;
     let mut outputs = Outputs::new();
     outputs.out("latent_last_steps", &seen.last_steps);
-    for (name, mask) in [("encoder_mask", &seen.encoder), ("processor_mask", &seen.processor)] {
-        if let Some(mask) = mask {
-            outputs.out(name, mask);
-        }
-    }
+    outputs.out("encoder_mask", &seen.encoder).out("processor_mask", &seen.processor);
     Ok(outputs)
 }
 

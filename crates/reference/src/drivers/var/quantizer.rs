@@ -108,7 +108,7 @@ fn quantizer<T: serde::de::DeserializeOwned>(case: &Case) -> Result<(Loaded<Mult
 struct Encode {
     #[serde(rename = "batch")]
     _batch: i64,
-    call_patch_hws: Option<Vec<[i64; 2]>>,
+    call_patch_hws: Option<Vec<Patches>>,
     #[serde(default = "off")]
     prog_si: i64,
 }
@@ -117,12 +117,29 @@ fn off() -> i64 {
     -1
 }
 
+/// A scale of a call: the side of a square, or height and width.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Patches {
+    Square(i64),
+    Rectangle([i64; 2]),
+}
+
+impl Patches {
+    fn shape(&self) -> GridShape {
+        let [height, width] = match *self {
+            Self::Square(side) => [side; 2],
+            Self::Rectangle(sides) => sides,
+        };
+        GridShape { frames: 1, height, width }
+    }
+}
+
 pub(super) fn encode(case: &Case) -> Result<Outputs, CaseError> {
     let (loaded, given): (_, Encode) = quantizer(case)?;
-    let scales = given.call_patch_hws.map(|hws| {
-        let scales = hws.iter().map(|&[height, width]| GridShape { frames: 1, height, width });
-        Pyramid::new("call_patch_hws", scales.collect())
-    });
+    let scales = given
+        .call_patch_hws
+        .map(|scales| Pyramid::new("call_patch_hws", scales.iter().map(Patches::shape).collect()));
     let pyramid = scales.unwrap_or_else(|| Ok(loaded.model.pyramid().clone()))?;
     let scales = scales_up_to(given.prog_si, pyramid.len());
     let encoded = loaded.model.encode(&case.input("f")?.unsqueeze(2), &pyramid, scales)?;

@@ -325,11 +325,15 @@ pub(super) fn multiscale_bsq(case: &Case) -> Result<Outputs, CaseError> {
     let one_frame = pyramid.last().frames == 1;
     let store = nn::VarStore::new(Device::Cpu);
     let quantizer = MultiScaleBsq::new(&store.root(), own, pyramid)?;
-    let leaf = |name: &str| name.rsplit('.').next().unwrap_or(name).to_string();
+    // Beside the norm there is only a table of powers of two (`lfq.mask`).
     let weights: Weights = case
         .weights()
         .into_iter()
-        .map(|(name, tensor)| (format!("layernorm.{}", leaf(&name)), tensor.reshape([-1])))
+        .filter(|(name, _)| !name.ends_with("mask"))
+        .map(|(name, tensor)| {
+            let leaf = name.rsplit('.').next().unwrap_or(&name);
+            (format!("layernorm.{leaf}"), tensor.reshape([-1]))
+        })
         .collect();
     // A norm without weights in the case is as at the start.
     if !weights.is_empty() {
