@@ -107,7 +107,7 @@ fn what_cannot_be_is_refused() {
     let _alone = crate::alone();
     let path = nn::VarStore::new(Device::Cpu);
     for (config, field) in [
-        (VqVaeConfig { n_hiddens: 15, ..tiny() }, "n_hiddens"),
+        (VqVaeConfig { n_hiddens: 1, ..tiny() }, "n_hiddens"),
         (VqVaeConfig { n_res_layers: -1, ..tiny() }, "n_res_layers"),
         (VqVaeConfig { embedding_dim: 0, ..tiny() }, "embedding_dim"),
         (VqVaeConfig { downsample: [1; 3], ..tiny() }, "downsample"),
