@@ -17,7 +17,7 @@ constexpr int64_t ROWS = LANES == 16 ? 12 : 6;
 constexpr int64_t COLUMNS = 2;
 constexpr int64_t PANEL = COLUMNS * LANES;
 // Tiles that are worked on together, at most: few enough that what they need stays in the second-level cache.
-constexpr int64_t MOST_TILES = 24;
+constexpr int64_t MOST_TILES = 2 * ROWS;
 
 Vector load(const float *from) { return *reinterpret_cast<const Vector *>(from); }
 void store(float *to, Vector value) { *reinterpret_cast<Vector *>(to) = value; }
