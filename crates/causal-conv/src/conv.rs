@@ -175,11 +175,6 @@ impl CausalConv3d {
         &self.weight
     }
 
-    /// Channels of its output.
-    pub(crate) fn outputs(&self) -> i64 {
-        self.weight.size()[0]
-    }
-
     fn apply(&self, x: &Tensor, context: Option<&mut TimeContext>) -> Tensor {
         let [in_time, in_space] = self.config.pad_modes(x.size()[2]);
         let kernel = self.kernel(x.size()[2], in_time, context.as_deref());

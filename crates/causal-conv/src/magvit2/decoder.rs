@@ -104,14 +104,14 @@ impl Decoder {
     /// One chunk of latent frames.
     pub(crate) fn run(&self, features: &Tensor, past: &mut Past) -> Tensor {
         let features = torch_ext::channels_last_3d(features);
-        let x =
-            past.in_pieces(&features, 1, self.conv_in.outputs() * frame_size(&features), |piece, past| {
-                let mut x = self.conv_in.run(piece, past);
-                for block in &self.mid {
-                    x = block.run(&x, past);
-                }
-                x
-            });
+        let width = self.conv_in.weight().size()[0];
+        let x = past.in_pieces(&features, 1, width * frame_size(&features), |piece, past| {
+            let mut x = self.conv_in.run(piece, past);
+            for block in &self.mid {
+                x = block.run(&x, past);
+            }
+            x
+        });
         let patches = self.refine(&self.levels, &x, &features, past);
         let video = self.patcher.run_back(&patches, past);
         past.end_chunk();
