@@ -11,7 +11,7 @@ use metrics::lpips::{Lpips, LpipsConfig, Net};
 use tch::{Device, Kind, Tensor};
 use video_core::Error;
 
-use super::{noise, number, numbers, refusal, video};
+use super::{noise, number, refusal, video};
 
 const NETS: [Net; 3] = [Net::Alex, Net::Vgg, Net::Squeeze];
 

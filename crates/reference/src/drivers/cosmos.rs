@@ -294,16 +294,18 @@ struct Tokenizer {
 
 /// A tokenizer, or its parts.
 enum Model {
-    Whole(CosmosTokenizer),
-    /// The reference builds tokenizers, too, whose decoder does not undo the encoder's strides, or whose strides are not those
-    /// that the config says. Ours refuses them.
-    Parts {
-        encoder: Encoder,
-        quant_conv: CausalConv3d,
-        quantizer: Option<Box<dyn Quantizer>>,
-        post_quant_conv: CausalConv3d,
-        decoder: Decoder,
-    },
+    Whole(Box<CosmosTokenizer>),
+    Parts(Box<Parts>),
+}
+
+/// The parts of a tokenizer whose decoder does not undo the encoder's strides, or whose strides are not those that the config
+/// says. The reference builds such tokenizers; ours refuses them.
+struct Parts {
+    encoder: Encoder,
+    quant_conv: CausalConv3d,
+    quantizer: Option<Box<dyn Quantizer>>,
+    post_quant_conv: CausalConv3d,
+    decoder: Decoder,
 }
 
 impl Model {
@@ -311,7 +313,7 @@ impl Model {
         let (time, space) = (config.temporal_compression, config.spatial_compression);
         let promised = [time, space, space];
         if config.encoder_factors() == promised && config.decoder_factors() == promised {
-            return Ok(Self::Whole(CosmosTokenizer::new(path, config)?));
+            return Ok(Self::Whole(Box::new(CosmosTokenizer::new(path, config)?)));
         }
         let latent = config.bottleneck.latent_channels();
         let conv = |name: &str, inputs, outputs| {
@@ -323,35 +325,33 @@ impl Model {
             }
             _ => None,
         };
-        Ok(Self::Parts {
+        Ok(Self::Parts(Box::new(Parts {
             encoder: Encoder::new(&(path / "encoder"), config)?,
             quant_conv: conv("quant_conv", config.z_channels, latent)?,
             quantizer,
             post_quant_conv: conv("post_quant_conv", latent, config.z_channels)?,
             decoder: Decoder::new(&(path / "decoder"), config)?,
-        })
+        })))
     }
 
     fn encode_features(&self, video: &Tensor) -> video_core::Result<Tensor> {
         match self {
             Self::Whole(tokenizer) => tokenizer.encode_features(video),
-            Self::Parts { encoder, quant_conv, .. } => quant_conv.forward(&encoder.forward(video)?),
+            Self::Parts(parts) => parts.quant_conv.forward(&parts.encoder.forward(video)?),
         }
     }
 
     fn quantizer(&self) -> Option<&dyn Quantizer> {
         match self {
             Self::Whole(tokenizer) => tokenizer.quantizer(),
-            Self::Parts { quantizer, .. } => quantizer.as_deref(),
+            Self::Parts(parts) => parts.quantizer.as_deref(),
         }
     }
 
     fn decode_features(&self, latent: &Tensor) -> video_core::Result<Tensor> {
         match self {
             Self::Whole(tokenizer) => tokenizer.decode_features(latent),
-            Self::Parts { post_quant_conv, decoder, .. } => {
-                decoder.forward(&post_quant_conv.forward(latent)?)
-            }
+            Self::Parts(parts) => parts.decoder.forward(&parts.post_quant_conv.forward(latent)?),
         }
     }
 }
