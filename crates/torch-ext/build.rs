@@ -33,7 +33,7 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
-        .file("shim/shim.cpp")
+        .files(["shim/shim.cpp", "shim/winograd_tensors.cpp"])
         .compile("vireo_torch_ext");
     if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
         winograd("avx512", "-mavx512f", 16);
@@ -43,6 +43,13 @@ fn main() {
 
 /// Compiles the convolutions for one family of processors. The shim asks the processor before it calls them.
 fn winograd(family: &str, instructions: &str, lanes: u32) {
+    for part in ["winograd", "winograd_kernel_gradient"] {
+        winograd_part(part, family, instructions, lanes);
+    }
+}
+
+fn winograd_part(part: &str, family: &str, instructions: &str, lanes: u32) {
+    let name = format!("{part}_{family}");
     cc::Build::new()
         .cpp(true)
         .std("c++20")
@@ -53,7 +60,7 @@ fn winograd(family: &str, instructions: &str, lanes: u32) {
         .flag("-mfma")
         .flag("-ffp-contract=fast")
         .define("LANES", lanes.to_string().as_str())
-        .define("FAMILY", format!("winograd_{family}").as_str())
-        .file("shim/winograd.cpp")
-        .compile(&format!("vireo_winograd_{family}"));
+        .define("FAMILY", name.as_str())
+        .file(format!("shim/{part}.cpp"))
+        .compile(&format!("vireo_{name}"));
 }

@@ -177,8 +177,27 @@ impl CausalConv3d {
 
     fn apply(&self, x: &Tensor, context: Option<&mut TimeContext>) -> Tensor {
         let [in_time, in_space] = self.config.pad_modes(x.size()[2]);
+        if context.is_none()
+            && let Some(y) = self.whole_clip(x, [in_time, in_space])
+        {
+            return y;
+        }
         let kernel = self.kernel(x.size()[2], in_time, context.as_deref());
         self.convolve(&self.config.window().extend(x, in_time, context), &kernel, in_space)
+    }
+
+    /// Of a whole clip, without a copy of it behind its padding, with gradients or without; none where that is not faster.
+    fn whole_clip(&self, x: &Tensor, [in_time, in_space]: [PadMode; 2]) -> Option<Tensor> {
+        let CausalConv3dConfig { stride, dilation, time_padding, space_padding, .. } = self.config;
+        let applies = (stride, dilation) == ([1; 3], [1; 3])
+            && time_padding == TimePadding::Full
+            && in_time != PadMode::Reflect
+            && in_space == PadMode::Constant;
+        if !applies {
+            return None;
+        }
+        let repeat_first = in_time == PadMode::Replicate;
+        torch_ext::winograd_causal_conv3d(x, &self.weight, self.bias.as_ref(), space_padding, repeat_first)
     }
 
     /// What a chunk is convolved with. Of the window of a clip's first frame alone all other frames are zeros or copies of it,

@@ -1,33 +1,17 @@
 // Compiled once for each family of processors, with LANES (floats in a register) and FAMILY defined.
-#include "winograd.h"
-#include <algorithm>
+#include "winograd_tiles.h"
 #include <vector>
 
 namespace vireo {
 namespace {
 
-using Vector = float __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-// 4×4 products for each tile of 2×2 outputs in a frame.
-constexpr int64_t POINTS = 16;
-// The kernel's frames for which time is filtered minimally too: 4 products for two frames of outputs.
-constexpr int64_t MINIMAL_FRAMES = 3;
-// Registers that hold sums: ROWS tiles times COLUMNS vectors of output channels. Three quarters of those that there are.
-constexpr int64_t ROWS = LANES == 16 ? 12 : 6;
-constexpr int64_t COLUMNS = 2;
-constexpr int64_t PANEL = COLUMNS * LANES;
 // Tiles that are worked on together, at most: few enough that what they need stays in the second-level cache.
 constexpr int64_t MOST_TILES = 2 * ROWS;
-
-Vector load(const float *from) { return *reinterpret_cast<const Vector *>(from); }
-void store(float *to, Vector value) { *reinterpret_cast<Vector *>(to) = value; }
-
-int64_t divided_up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // Tiles of a block: blocks of a clip are about equally large, so that threads have equal work.
 int64_t block_size(const Winograd &job) {
   const int64_t all = job.tile_rows() * job.tile_columns();
-  return divided_up(divided_up(all, divided_up(all, MOST_TILES)), ROWS) * ROWS;
+  return rounded_up(divided_up(all, divided_up(all, MOST_TILES)), ROWS);
 }
 
 int64_t blocks_per_clip(const Winograd &job) {
@@ -37,11 +21,6 @@ int64_t blocks_per_clip(const Winograd &job) {
 int64_t panels(const Winograd &job) { return divided_up(job.outputs, PANEL); }
 
 int64_t blocks(const Winograd &job) { return job.batch * blocks_per_clip(job); }
-
-bool minimal_in_time(const Winograd &job) { return job.kernel_frames == MINIMAL_FRAMES; }
-
-// What is transformed in a frame and multiplied there: each frame of the kernel, or combinations of them.
-int64_t terms(const Winograd &job) { return minimal_in_time(job) ? 4 : job.kernel_frames; }
 
 int64_t transformed_kernel(const Winograd &job) {
   return POINTS * panels(job) * terms(job) * job.inputs * PANEL;
@@ -93,42 +72,6 @@ void transform_kernel(const Winograd &job, int64_t begin, int64_t end) {
       }
 }
 
-// The frames of a term: one, or the sum or difference of two.
-struct Term {
-  int64_t frame, other;
-  // Of the other frame; 0: there is none.
-  float sign;
-};
-
-// The paper's Bᵀ d B of 4×4 pixels, for all channels of a tile: pixels[i] is null outside the picture. `other`: how far the
-// same pixel of the other frame is away.
-template <bool COMBINED>
-void transform_tile(const float *const *pixels, int64_t other, float sign, int64_t channels, float *to, int64_t point_size) {
-  for (int64_t c = 0; c < channels; c += LANES) {
-    Vector rows[4][4];
-    for (int64_t column = 0; column < 4; ++column) {
-      Vector d[4];
-      for (int64_t row = 0; row < 4; ++row) {
-        const float *pixel = pixels[row * 4 + column];
-        d[row] = pixel ? load(pixel + c) : Vector{};
-        if (COMBINED && pixel)
-          d[row] += load(pixel + other + c) * sign;
-      }
-      rows[0][column] = d[0] - d[2];
-      rows[1][column] = d[1] + d[2];
-      rows[2][column] = d[2] - d[1];
-      rows[3][column] = d[1] - d[3];
-    }
-    for (int64_t row = 0; row < 4; ++row) {
-      float *out = to + row * 4 * point_size + c;
-      store(out, rows[row][0] - rows[row][2]);
-      store(out + point_size, rows[row][1] + rows[row][2]);
-      store(out + 2 * point_size, rows[row][2] - rows[row][1]);
-      store(out + 3 * point_size, rows[row][1] - rows[row][3]);
-    }
-  }
-}
-
 // Sums of ROWS tiles times a panel of outputs.
 using Sums = Vector[ROWS][COLUMNS];
 
@@ -158,34 +101,33 @@ void put(const Sums &sums, float *out, int64_t out_stride) {
       store(out + m * out_stride + n * LANES, sums[m][n]);
 }
 
+// The paper's Aᵀ m A: a tile's 2×2 outputs.
+void tile_outputs(const float *products, int64_t point_size, Vector (*out)[2]) {
+  Vector rows[2][4];
+  for (int64_t column = 0; column < 4; ++column) {
+    Vector m[4];
+    for (int64_t row = 0; row < 4; ++row)
+      m[row] = load(products + (row * 4 + column) * point_size);
+    rows[0][column] = m[0] + m[1] + m[2];
+    rows[1][column] = m[1] - m[2] - m[3];
+  }
+  for (int64_t row = 0; row < 2; ++row) {
+    out[row][0] = rows[row][0] + rows[row][1] + rows[row][2];
+    out[row][1] = rows[row][1] - rows[row][2] - rows[row][3];
+  }
+}
+
 // One block of tiles of one clip. A step makes one frame of outputs, or two where time is filtered minimally.
 struct Block {
   const Winograd &job;
   int64_t clip, first, tiles;
-  // Numbers of one point: [tile, input] of one term, and [tile, output] of one frame.
+  // Numbers of one point: [tile, input] of one term, and [tile, output] of one frame or term.
   int64_t in_point, out_point;
   float *inputs, *products;
 
   // Tiles of a term to its place among the inputs.
   void read(int64_t term, Term of) const {
-    float *to = inputs + term * POINTS * in_point;
-    const int64_t frame_size = job.height * job.width * job.inputs, frames = job.frames + job.kernel_frames - 1;
-    const float *picture = job.x + (clip * frames + of.frame) * frame_size;
-    const int64_t other = (of.other - of.frame) * frame_size;
-    for (int64_t tile = 0; tile < tiles; ++tile, to += job.inputs) {
-      const int64_t top = (first + tile) / job.tile_columns() * 2 - job.pad_rows;
-      const int64_t left = (first + tile) % job.tile_columns() * 2 - job.pad_columns;
-      const float *pixels[POINTS];
-      for (int64_t i = 0; i < POINTS; ++i) {
-        const int64_t row = top + i / 4, column = left + i % 4;
-        const bool inside = row >= 0 && row < job.height && column >= 0 && column < job.width;
-        pixels[i] = inside ? picture + (row * job.width + column) * job.inputs : nullptr;
-      }
-      if (of.sign == 0)
-        transform_tile<false>(pixels, 0, 0, job.inputs, to, in_point);
-      else
-        transform_tile<true>(pixels, other, of.sign, job.inputs, to, in_point);
-    }
+    read_tiles(job, clip, first, tiles, of, inputs + term * POINTS * in_point, in_point);
   }
 
   // The products of all points, for `frames` frames of outputs.
@@ -232,71 +174,147 @@ struct Block {
     });
   }
 
-  // The paper's Aᵀ m A, plus the bias, of one frame's products.
-  void write(int64_t frame, const float *products) const {
+  // Each of some terms by itself.
+  void multiply_apart(int64_t terms) const {
+    each_product([&](const float *tiles, const float *kernel, float *out, int64_t width) {
+      for (int64_t term = 0; term < terms; ++term) {
+        Sums sums = {};
+        accumulate(sums, tiles + term * POINTS * in_point, job.inputs, kernel + term * job.inputs * PANEL);
+        put(sums, out + term * POINTS * out_point, width);
+      }
+    });
+  }
+
+  // Calls write(products of a tile's first point, place of its first output in a frame, row, column) for vectors of outputs.
+  template <typename Write> void each_tile(Write write) const {
     const int64_t width = panels(job) * PANEL;
-    float *picture = job.y + (clip * job.frames + frame) * job.out_height() * job.out_width() * job.outputs;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t top = (first + tile) / job.tile_columns() * 2, left = (first + tile) % job.tile_columns() * 2;
-      const bool two_rows = top + 1 < job.out_height(), two_columns = left + 1 < job.out_width();
-      float *to = picture + (top * job.out_width() + left) * job.outputs;
-      for (int64_t o = 0; o < job.outputs; o += LANES) {
-        const Vector bias = job.bias ? load(job.bias + o) : Vector{};
-        Vector rows[2][4];
-        for (int64_t column = 0; column < 4; ++column) {
-          Vector m[4];
-          for (int64_t row = 0; row < 4; ++row)
-            m[row] = load(products + (row * 4 + column) * out_point + tile * width + o);
-          rows[0][column] = m[0] + m[1] + m[2];
-          rows[1][column] = m[1] - m[2] - m[3];
-        }
-        for (int64_t row = 0; row < (two_rows ? 2 : 1); ++row) {
-          float *out = to + row * job.out_width() * job.outputs + o;
-          store(out, rows[row][0] + rows[row][1] + rows[row][2] + bias);
-          if (two_columns)
-            store(out + job.outputs, rows[row][1] - rows[row][2] - rows[row][3] + bias);
-        }
-      }
+      for (int64_t o = 0; o < job.outputs; o += LANES)
+        write(products + tile * width + o, o, top, left);
     }
+  }
+
+  float *frame_of_outputs(int64_t frame) const {
+    return job.y + clip * job.y_clip + frame * job.out_height() * job.out_width() * job.outputs;
+  }
+
+  // Calls put(place, value) for the outputs of a tile that lie inside the picture.
+  template <typename Put>
+  void each_output(float *picture, int64_t o, int64_t top, int64_t left, const Vector (*values)[2], Put put) const {
+    for (int64_t row = 0; row < std::min<int64_t>(2, job.out_height() - top); ++row)
+      for (int64_t column = 0; column < std::min<int64_t>(2, job.out_width() - left); ++column)
+        put(picture + ((top + row) * job.out_width() + left + column) * job.outputs + o, values[row][column]);
+  }
+
+  // One frame of outputs, of the products of frame `slot`, plus the bias.
+  void write(int64_t frame, int64_t slot) const {
+    each_tile([&](const float *products, int64_t o, int64_t top, int64_t left) {
+      const Vector bias = job.bias ? load(job.bias + o) : Vector{};
+      Vector values[2][2];
+      tile_outputs(products + slot * POINTS * out_point, out_point, values);
+      each_output(frame_of_outputs(frame), o, top, left, values,
+                  [&](float *to, Vector value) { store(to, value + bias); });
+    });
   }
 
   void frame(int64_t frame) const {
     for (int64_t term = 0; term < job.kernel_frames; ++term)
       read(term, {frame + term, 0, 0});
     multiply_all();
-    write(frame, products);
+    write(frame, 0);
   }
 
   // Two frames, or the last one alone.
   void pair(int64_t frame) const {
     const bool two = frame + 1 < job.frames;
-    read(0, {frame, frame + 2, -1});
-    read(1, {frame + 1, frame + 2, 1});
-    read(2, {frame + 2, frame + 1, -1});
-    if (two)
-      read(3, {frame + 3, frame + 1, -1});
+    for (int64_t term = 0; term < (two ? 4 : 3); ++term)
+      read(term, seen(term, frame));
     multiply_minimal(two);
-    write(frame, products);
+    write(frame, 0);
     if (two)
-      write(frame + 1, products + POINTS * out_point);
+      write(frame + 1, 1);
+  }
+
+  // Backwards, of a kernel of one frame.
+  void frame_back(int64_t frame) const {
+    read_gradient(0, {frame, 0, 0});
+    multiply_apart(1);
+    each_tile([&](const float *products, int64_t o, int64_t top, int64_t left) {
+      Vector values[2][2];
+      tile_outputs(products, out_point, values);
+      add_to_frame(frame, o, top, left, values);
+    });
+  }
+
+  // Backwards, of two frames of outputs, or of the last one alone: the transpose of what `seen` says gives the four frames that
+  // they see.
+  void pair_back(int64_t frame) const {
+    const bool two = frame + 1 < job.frames;
+    const int64_t terms = two ? 4 : 3;
+    for (int64_t term = 0; term < terms; ++term)
+      read_gradient(term, spread(term, frame, two));
+    multiply_apart(terms);
+    each_tile([&](const float *products, int64_t o, int64_t top, int64_t left) {
+      Vector m[4][2][2] = {}, frames[4][2][2];
+      for (int64_t term = 0; term < terms; ++term)
+        tile_outputs(products + term * POINTS * out_point, out_point, m[term]);
+      for (int64_t i = 0; i < 2; ++i)
+        for (int64_t j = 0; j < 2; ++j) {
+          frames[0][i][j] = m[0][i][j];
+          frames[1][i][j] = m[1][i][j] - m[2][i][j] - m[3][i][j];
+          frames[2][i][j] = m[1][i][j] + m[2][i][j] - m[0][i][j];
+          frames[3][i][j] = m[3][i][j];
+        }
+      for (int64_t term = 0; term < terms; ++term)
+        add_to_frame(frame + term, o, top, left, frames[term]);
+    });
+  }
+
+  // As `read`, of gradients, in front of which none is missing.
+  void read_gradient(int64_t term, Term of) const {
+    Winograd whole = job;
+    whole.missing = 0;
+    read_tiles(whole, clip, first, tiles, of, inputs + term * POINTS * in_point, in_point);
+  }
+
+  // Adds to the frame that an output sees, or to nothing where that is missing.
+  void add_to_frame(int64_t seen, int64_t o, int64_t top, int64_t left, const Vector (*values)[2]) const {
+    const int64_t frame = seen - job.missing;
+    if (frame >= 0 || job.repeat_first)
+      each_output(frame_of_outputs(std::max<int64_t>(frame, 0)), o, top, left, values,
+                  [](float *to, Vector value) { store(to, load(to) + value); });
   }
 };
 
-void convolve(const Winograd &job, int64_t begin, int64_t end) {
+// Calls run(block, frame) for every block, and every frame of outputs or pair of such.
+template <typename Run> void each_step(const Winograd &job, int64_t begin, int64_t end, int64_t product_slots, Run run) {
   const int64_t all = job.tile_rows() * job.tile_columns(), size = block_size(job), per_clip = blocks_per_clip(job);
   const int64_t in_point = size * job.inputs, out_point = size * panels(job) * PANEL;
-  std::vector<float> inputs(terms(job) * POINTS * in_point), products(2 * POINTS * out_point);
+  std::vector<float> inputs(terms(job) * POINTS * in_point), products(product_slots * POINTS * out_point);
   for (int64_t index = begin; index < end; ++index) {
     const int64_t first = index % per_clip * size;
     const Block block{job,      index / per_clip, first,         std::min(size, all - first),
                       in_point, out_point,        inputs.data(), products.data()};
     for (int64_t frame = 0; frame < job.frames; frame += minimal_in_time(job) ? 2 : 1)
-      minimal_in_time(job) ? block.pair(frame) : block.frame(frame);
+      run(block, frame);
   }
+}
+
+void convolve(const Winograd &job, int64_t begin, int64_t end) {
+  each_step(job, begin, end, 2, [&](const Block &block, int64_t frame) {
+    minimal_in_time(job) ? block.pair(frame) : block.frame(frame);
+  });
+}
+
+void convolve_back(const Winograd &job, int64_t begin, int64_t end) {
+  each_step(job, begin, end, terms(job), [&](const Block &block, int64_t frame) {
+    minimal_in_time(job) ? block.pair_back(frame) : block.frame_back(frame);
+  });
 }
 
 } // namespace
 
-extern const WinogradKernels FAMILY = {LANES, transformed_kernel, transform_kernel, blocks, convolve};
+extern const WinogradKernels FAMILY = {LANES, transformed_kernel, transform_kernel, blocks, convolve, convolve_back};
 
 } // namespace vireo

@@ -73,6 +73,15 @@ unsafe extern "C" {
         pad_columns: i64,
         out: *mut RawTensor,
     ) -> *mut c_char;
+    pub(crate) fn vireo_winograd_causal(
+        input: RawTensor,
+        weight: RawTensor,
+        bias: RawTensor,
+        pad_rows: i64,
+        pad_columns: i64,
+        repeat_first: c_int,
+        out: *mut RawTensor,
+    ) -> *mut c_char;
 }
 
 /// Turns the shim's answer into a `Result`, and frees its message.

@@ -1,8 +1,8 @@
 //! What libtorch has and `tch` does not bind, behind a safe API.
 //!
 //! `tch` covers libtorch's operators, but not memory formats, the fused optimizer kernels, the multi-tensor
-//! (`_foreach_*`) kernels, bfloat16 autocast and the state of the random generator. This crate adds just those through one C++ file,
-//! `shim/shim.cpp`. No C++ exception crosses into Rust: each becomes [`Error`] with libtorch's message.
+//! (`_foreach_*`) kernels, bfloat16 autocast and the state of the random generator. This crate adds those through a C++ shim, and
+//! convolutions of video that are faster than libtorch's on a CPU. No C++ exception crosses into Rust: each becomes [`Error`] with libtorch's message.
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
@@ -31,7 +31,7 @@ pub use foreach::{global_norm, lerp_, scale_};
 pub use memory_format::{MemoryFormat, channels_last, channels_last_3d, contiguous, is_contiguous};
 pub use processor::{has_slow_matmul, multiplies_bf16};
 pub use rng::{rng_state, set_rng_state};
-pub use winograd::winograd_conv3d;
+pub use winograd::{winograd_causal_conv3d, winograd_conv3d};
 
 /// The version of the libtorch in use, such as `2.13.0`.
 pub fn torch_version() -> &'static str {

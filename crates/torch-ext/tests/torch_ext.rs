@@ -178,12 +178,89 @@ proptest! {
     }
 }
 
+/// Whether this processor has what Winograd's convolutions need.
+fn has_winograd() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// What the definition makes of a clip behind two frames, or none, of padding.
+fn causal_by_definition(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    padding: [i64; 2],
+    repeat_first: bool,
+) -> Tensor {
+    let before = x.narrow(2, 0, 1).repeat([1, 1, weight.size()[2] - 1, 1, 1]);
+    let before = if repeat_first { before } else { before.zeros_like() };
+    Tensor::cat(&[&before, x], 2).conv3d(weight, bias, 1, [0, padding[0], padding[1]], 1, 1)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn causal_winograd_and_its_gradients_agree_with_the_definition(
+        (batch, frames, three) in (1i64..4, 1i64..7, any::<bool>()),
+        (height, width) in (16i64..30, 16i64..30),
+        (inputs, outputs) in (1i64..4, 1i64..4),
+        padding in [0i64..3, 0i64..3],
+        (with_bias, repeat_first) in (any::<bool>(), any::<bool>()),
+    ) {
+        let _alone = alone();
+        let leaf = |size: &[i64]| Tensor::randn(size, CPU).set_requires_grad(true);
+        let x = leaf(&[batch, 16 * inputs, frames, height, width]);
+        let weight = leaf(&[16 * outputs, 16 * inputs, if three { 3 } else { 1 }, 3, 3]);
+        let bias = with_bias.then(|| leaf(&[16 * outputs]));
+        let y = torch_ext::winograd_causal_conv3d(&x, &weight, bias.as_ref(), padding, repeat_first);
+        prop_assert!(y.is_some() || !has_winograd() || batch * frames < 3, "too little work");
+        let Some(y) = y else { return Ok(()) };
+        let expected = causal_by_definition(&x, &weight, bias.as_ref(), padding, repeat_first);
+        let relative = |a: &Tensor, b: &Tensor| a.size() == b.size()
+            && (a - b).abs().max().double_value(&[]) <= 2e-5 * b.abs().max().double_value(&[]);
+        prop_assert!(torch_ext::is_contiguous(&y, MemoryFormat::ChannelsLast3d).unwrap());
+        prop_assert!(relative(&y.detach(), &expected.detach()));
+        let inputs: Vec<&Tensor> = [&x, &weight].into_iter().chain(&bias).collect();
+        let toward = Tensor::randn(y.size(), CPU);
+        let gradients = |y: &Tensor| Tensor::run_backward(&[(y * &toward).sum(Kind::Float)], &inputs, true, false);
+        for (name, (ours, theirs)) in
+            ["x", "weight", "bias"].iter().zip(gradients(&y).iter().zip(gradients(&expected)))
+        {
+            prop_assert!(relative(&ours.detach(), &theirs.detach()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn causal_winograd_has_gradients_of_gradients() {
+    let _alone = alone();
+    for repeat_first in [false, true] {
+        let x = Tensor::randn([2, 16, 3, 18, 18], CPU).set_requires_grad(true);
+        let weight = Tensor::randn([16, 16, 3, 3, 3], CPU).set_requires_grad(true);
+        let penalty = |y: &Tensor| {
+            let slope = Tensor::run_backward(&[y.square().sum(Kind::Float)], &[&x], true, true).remove(0);
+            let penalty = slope.square().sum(Kind::Float);
+            Tensor::run_backward(&[penalty], &[&x, &weight], false, false)
+        };
+        let ours = torch_ext::winograd_causal_conv3d(&x, &weight, None, [1, 1], repeat_first);
+        assert_eq!(ours.is_some(), has_winograd());
+        let Some(ours) = ours else { return };
+        let theirs = causal_by_definition(&x, &weight, None, [1, 1], repeat_first);
+        for (ours, theirs) in penalty(&ours).iter().zip(penalty(&theirs)) {
+            assert!(close(ours, &theirs, 2e-5 * theirs.abs().max().double_value(&[])));
+        }
+    }
+}
+
 #[test]
 fn winograd_is_taken_where_it_pays_alone() {
+    let _alone = alone();
     let [x, weight] = [[1i64, 32, 3, 32, 32], [32, 32, 3, 3, 3]].map(|size| Tensor::randn(size, CPU));
     let run = |x: &Tensor, weight: &Tensor| torch_ext::winograd_conv3d(x, weight, None, [1, 1]).is_some();
-    #[cfg(target_arch = "x86_64")]
-    assert_eq!(run(&x, &weight), std::arch::is_x86_feature_detected!("avx2"));
+    assert_eq!(run(&x, &weight), has_winograd());
     assert!(!run(&x.to_kind(Kind::Double), &weight.to_kind(Kind::Double)));
     assert!(!run(&x.narrow(3, 0, 4), &weight), "few tiles");
     assert!(!run(&x.narrow(1, 0, 20), &weight.narrow(1, 0, 20)), "channels that fill no register");

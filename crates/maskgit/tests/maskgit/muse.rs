@@ -99,6 +99,7 @@ fn padding_and_dropped_text_are_not_seen_but_coarse_tokens_are() {
 
 #[test]
 fn images_become_ids_and_images_again() {
+    let _alone = crate::alone();
     let variables = nn::VarStore::new(Device::Cpu);
     let config =
         MuseVqganConfig { dim: 8, layers: 2, codebook_size: 64, resnet_groups: 4, num_resnet_blocks: 2 };

@@ -256,6 +256,7 @@ fn inputs_are_dropped_before_a_single_latent_too() {
 
 #[test]
 fn the_published_sizes_have_the_published_number_of_parameters() {
+    let _alone = crate::alone();
     let base = PerceiverArConfig::default();
     let variables = nn::VarStore::new(Device::Cpu);
     let _model = PerceiverAr::new(&variables.root(), &base).unwrap();

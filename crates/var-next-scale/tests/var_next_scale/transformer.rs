@@ -204,6 +204,7 @@ fn an_unconditional_model_is_not_guided() {
 
 #[test]
 fn configs_that_do_not_fit_are_refused_by_name() {
+    let _alone = crate::alone();
     let tokenizer = nn::VarStore::new(Device::Cpu);
     let variables = nn::VarStore::new(Device::Cpu);
     let refused = |config: VarConfig, word: &str| {

@@ -184,6 +184,7 @@ fn the_first_loss_is_that_of_knowing_nothing() {
 
 #[test]
 fn the_published_sizes_have_the_published_number_of_parameters() {
+    let _alone = crate::alone();
     let count = |config: &GptConfig| -> usize {
         let variables = nn::VarStore::new(Device::Cpu);
         let _model = VideoGpt::new(&variables.root(), config).unwrap();
@@ -212,6 +213,7 @@ fn likelihoods_sum_to_one_and_their_mean_is_the_loss() {
 
 #[test]
 fn constants_are_normalised_to_nothing() {
+    let _alone = crate::alone();
     let variables = nn::VarStore::new(Device::Cpu);
     let norm = LayerNorm::new(&variables.root(), 4, None).unwrap();
     let constant = Tensor::ones([2, 4], (Kind::Float, Device::Cpu)).set_requires_grad(true);

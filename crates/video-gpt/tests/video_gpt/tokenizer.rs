@@ -89,6 +89,7 @@ fn a_training_step_makes_the_codes_and_lowers_the_loss() {
 
 #[test]
 fn the_published_sizes_have_the_published_number_of_parameters() {
+    let _alone = crate::alone();
     let count = |variables: &nn::VarStore, part: &str, trained: bool| -> i64 {
         let named = variables.variables().into_iter();
         let counted = named.filter(|(name, v)| name.starts_with(part) && v.requires_grad() == trained);
