@@ -110,10 +110,7 @@ impl AdamW {
     /// Forgets all gradients (sets them to none, so that an unused parameter is not touched by the next step).
     /// `tch`'s own `zero_grad` writes zeros instead, which a moment's decay and the weight decay would act upon.
     pub fn zero_grad(&mut self) {
-        let list = ffi::raw_list(&self.params);
-        // SAFETY: the list lives through the call. Dropping a leaf's gradient cannot fail.
-        let cleared = ffi::check(unsafe { ffi::vireo_clear_gradients(list.as_ptr(), list.len()) });
-        debug_assert!(cleared.is_ok(), "{cleared:?}");
+        clear_gradients(&self.params);
     }
 
     /// One step at the given learning rate over the parameters that have a gradient.
@@ -166,6 +163,14 @@ impl AdamW {
     pub fn device(&self) -> Device {
         self.params.first().map_or(Device::Cpu, Tensor::device)
     }
+}
+
+/// Sets the gradients of leaves to none.
+pub fn clear_gradients<'a>(params: impl IntoIterator<Item = &'a Tensor>) {
+    let list: Vec<_> = params.into_iter().map(ffi::raw).collect();
+    // SAFETY: the tensors live through the call. Dropping a leaf's gradient cannot fail.
+    let cleared = ffi::check(unsafe { ffi::vireo_clear_gradients(list.as_ptr(), list.len()) });
+    debug_assert!(cleared.is_ok(), "{cleared:?}");
 }
 
 /// A copy of `source` that lies in memory as `target` does.

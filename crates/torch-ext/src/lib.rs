@@ -25,7 +25,7 @@ mod processor;
 mod rng;
 mod winograd;
 
-pub use adamw::{AdamW, AdamWConfig, AdamWState};
+pub use adamw::{AdamW, AdamWConfig, AdamWState, clear_gradients};
 pub use autocast::{autocast_bf16, autocasts};
 pub use foreach::{global_norm, lerp_, scale_};
 pub use memory_format::{MemoryFormat, channels_last, channels_last_3d, contiguous, is_contiguous};

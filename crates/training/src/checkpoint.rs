@@ -52,9 +52,13 @@ pub(crate) enum Group {
     ExpAvg,
     ExpAvgSq,
     Step,
+    Momentum,
 }
 
 impl Group {
+    pub const ALL: [Self; 6] =
+        [Self::Variables, Self::Ema, Self::ExpAvg, Self::ExpAvgSq, Self::Step, Self::Momentum];
+
     fn word(self) -> &'static str {
         match self {
             Self::Variables => "variables",
@@ -62,6 +66,7 @@ impl Group {
             Self::ExpAvg => "exp_avg",
             Self::ExpAvgSq => "exp_avg_sq",
             Self::Step => "step",
+            Self::Momentum => "momentum",
         }
     }
 

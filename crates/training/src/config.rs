@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tch::Device;
+use tch::{Device, Tensor};
 use torch_ext::{AdamWConfig, multiplies_bf16};
 use video_core::{Error, Result};
 
@@ -62,6 +62,8 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// AdamW's epsilon.
     pub eps: f64,
+    /// Muon for the inner weights; if none, AdamW has them all.
+    pub muon: Option<MuonConfig>,
     /// Each part's gradients are scaled to at most this 2-norm.
     pub clip_norm: Option<f64>,
     /// Micro-batches whose mean gradient makes one step.
@@ -98,8 +100,37 @@ pub struct PartConfig {
     pub weight_decay: Option<f64>,
     /// AdamW's epsilon.
     pub eps: Option<f64>,
+    /// Muon for the inner weights.
+    pub muon: Option<MuonConfig>,
     /// The largest 2-norm of its gradients.
     pub clip_norm: Option<f64>,
+}
+
+/// Muon, which takes the place of AdamW for weights of two axes and more: linear layers and convolutions. It needs far fewer
+/// steps where there are few to be had; `docs/quickstart.md` has figures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MuonConfig {
+    /// The peak learning rate of these weights, under the run's schedule: about how much of its size a weight's matrix changes in
+    /// a step. `weight_decay` is shared with AdamW.
+    pub learning_rate: f64,
+    /// Share of the momentum that stays at each step, 0 to below 1.
+    pub momentum: f64,
+    /// Weights that are left to AdamW, by parts of their names: tables whose rows are looked up, and heads.
+    pub except: Vec<String>,
+}
+
+impl Default for MuonConfig {
+    fn default() -> Self {
+        Self { learning_rate: 0.02, momentum: 0.95, except: Vec::new() }
+    }
+}
+
+impl MuonConfig {
+    /// Whether a parameter is Muon's.
+    pub(crate) fn takes(&self, name: &str, param: &Tensor) -> bool {
+        param.dim() >= 2 && !self.except.iter().any(|part| name.contains(part.as_str()))
+    }
 }
 
 /// Exponential moving average of the weights.
@@ -141,6 +172,7 @@ impl Default for TrainConfig {
             beta2: 0.999,
             weight_decay: 0.0,
             eps: 1e-8,
+            muon: None,
             clip_norm: None,
             gradient_accumulation: 1,
             ema: None,
@@ -201,6 +233,10 @@ impl TrainConfig {
         below_one("beta2", beta2)?;
         in_range("weight_decay", weight_decay, 0.0, f64::MAX)?;
         positive("eps", eps)?;
+        if let Some(muon) = self.muon(part) {
+            positive("muon.learning_rate", muon.learning_rate)?;
+            below_one("muon.momentum", muon.momentum)?;
+        }
         self.clip_norm(part).map_or(Ok(()), |norm| positive("clip_norm", norm))
     }
 
@@ -216,6 +252,12 @@ impl TrainConfig {
         self.schedule.rate(peak, end, step, step - self.warmup_steps, decay_steps)
     }
 
+    /// What a part's learning rate at a step is a share of the peak.
+    pub(crate) fn schedule_at(&self, part: &str, step: u64) -> f64 {
+        let (peak, _) = self.peak_and_end(part);
+        if peak > 0.0 { self.learning_rate_at(part, step) / peak } else { 0.0 }
+    }
+
     /// AdamW's settings for a part.
     pub fn adamw(&self, part: &str) -> AdamWConfig {
         let own = self.parts.get(part);
@@ -226,6 +268,11 @@ impl TrainConfig {
             weight_decay: or(own.and_then(|p| p.weight_decay), self.weight_decay),
             eps: or(own.and_then(|p| p.eps), self.eps),
         }
+    }
+
+    /// Muon's settings for a part.
+    pub fn muon(&self, part: &str) -> Option<&MuonConfig> {
+        self.parts.get(part).and_then(|p| p.muon.as_ref()).or(self.muon.as_ref())
     }
 
     /// The largest norm of a part's gradients.

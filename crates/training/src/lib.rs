@@ -61,7 +61,9 @@ mod files;
 mod interrupt;
 mod lock;
 mod metrics_file;
+mod muon;
 mod objective;
+mod optimizer;
 mod part_state;
 mod progress;
 mod scalars;
@@ -71,7 +73,7 @@ mod trainer;
 mod weights;
 
 pub use checkpoint::{Checkpoint, first_difference};
-pub use config::{Bf16, EmaConfig, PartConfig, TrainConfig};
+pub use config::{Bf16, EmaConfig, MuonConfig, PartConfig, TrainConfig};
 pub use error::{Error, Result};
 pub use interrupt::request_stop;
 pub use objective::{Batches, Objective, Part, StepLoss};

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use tch::{Device, Tensor};
-use torch_ext::{AdamW, AdamWState, global_norm, lerp_, scale_};
+use torch_ext::{global_norm, lerp_, scale_};
 
 use crate::checkpoint::{Checkpoint, Group};
+use crate::optimizer::Optimizer;
 use crate::weights::{check_fit, copy_tensors, variables};
 use crate::{EmaConfig, Part, Result, TrainConfig};
 
@@ -15,7 +16,7 @@ pub(crate) struct PartState {
     variables: BTreeMap<String, Tensor>,
     /// The variables that are not optimised. They change in forward passes.
     buffers: Vec<Tensor>,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     ema: Option<Ema>,
     clip_norm: Option<f64>,
 }
@@ -33,8 +34,8 @@ impl PartState {
         let (trainable, buffers): (Vec<_>, Vec<_>) =
             variables.iter().partition(|(_, tensor)| tensor.requires_grad());
         let named = trainable.iter().map(|(name, tensor)| ((*name).clone(), tensor.shallow_clone()));
-        let optimizer = AdamW::new(named, config.adamw(part.name));
-        let averages = || optimizer.params().iter().map(|param| param.detach().copy()).collect();
+        let optimizer = Optimizer::new(named.collect(), config, part.name);
+        let averages = || optimizer.params().iter().map(|(_, param)| param.detach().copy()).collect();
         let ema =
             config.ema.filter(|_| part.ema).map(|config| Ema { config, averages: averages(), updates: 0 });
         let buffers = buffers.into_iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
@@ -47,12 +48,12 @@ impl PartState {
 
     /// Whether the loss that is computed next is this part's.
     pub fn require_gradients(&self, required: bool) {
-        for param in self.optimizer.params() {
+        for (_, param) in self.optimizer.params() {
             let _ = param.set_requires_grad(required);
         }
     }
 
-    pub fn zero_grad(&mut self) {
+    pub fn zero_grad(&self) {
         self.optimizer.zero_grad();
     }
 
@@ -70,12 +71,14 @@ impl PartState {
         Ok(Some(norm))
     }
 
-    /// The optimizer's step, and the average's.
-    pub fn step(&mut self, learning_rate: f64) -> Result<()> {
-        self.optimizer.step(learning_rate)?;
+    /// The optimizer's step, and the average's. `schedule`: what `learning_rate` is a share of the peak.
+    pub fn step(&mut self, learning_rate: f64, schedule: f64) -> Result<()> {
+        self.optimizer.step(learning_rate, schedule)?;
         if let Some(ema) = &mut self.ema {
             ema.updates += 1;
-            lerp_(&ema.averages, self.optimizer.params(), 1.0 - ema.config.decay_at(ema.updates))?;
+            let params: Vec<_> =
+                self.optimizer.params().iter().map(|(_, param)| param.shallow_clone()).collect();
+            lerp_(&ema.averages, &params, 1.0 - ema.config.decay_at(ema.updates))?;
         }
         Ok(())
     }
@@ -84,7 +87,7 @@ impl PartState {
     pub fn swap_ema(&mut self) {
         let Some(ema) = &mut self.ema else { return };
         tch::no_grad(|| {
-            for (param, average) in self.optimizer.params().iter().zip(&mut ema.averages) {
+            for ((_, param), average) in self.optimizer.params().iter().zip(&mut ema.averages) {
                 let weights = param.detach().copy();
                 param.shallow_clone().copy_(average);
                 average.copy_(&weights);
@@ -113,7 +116,7 @@ impl PartState {
     /// The live tensors that a checkpoint holds, by their names in the file.
     pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let mut named: Vec<(String, Tensor)> = Vec::new();
-        for group in [Group::Variables, Group::Ema, Group::ExpAvg, Group::ExpAvgSq, Group::Step] {
+        for group in Group::ALL {
             let tensors = self.group(group).into_iter();
             named.extend(tensors.map(|(name, tensor)| (group.prefix(self.name) + &name, tensor)));
         }
@@ -122,22 +125,19 @@ impl PartState {
 
     /// The live tensors of one group by the names of the variables.
     fn group(&self, group: Group) -> BTreeMap<String, Tensor> {
-        let of_state = |pick: fn(&AdamWState) -> &Tensor| {
-            let state = self.optimizer.state().iter();
-            state.map(|state| (state.name.clone(), pick(state).shallow_clone())).collect()
-        };
         match group {
             Group::Variables => {
                 self.variables.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
             }
             Group::Ema => {
                 let averages = self.ema.iter().flat_map(|ema| &ema.averages);
-                let names = self.optimizer.state().iter().map(|state| state.name.clone());
+                let names = self.optimizer.params().iter().map(|(name, _)| name.clone());
                 names.zip(averages.map(Tensor::shallow_clone)).collect()
             }
-            Group::ExpAvg => of_state(|state| &state.exp_avg),
-            Group::ExpAvgSq => of_state(|state| &state.exp_avg_sq),
-            Group::Step => of_state(|state| &state.step),
+            Group::ExpAvg => self.optimizer.adamw_state(|state| &state.exp_avg),
+            Group::ExpAvgSq => self.optimizer.adamw_state(|state| &state.exp_avg_sq),
+            Group::Step => self.optimizer.adamw_state(|state| &state.step),
+            Group::Momentum => self.optimizer.momentum(),
         }
     }
 
@@ -154,7 +154,7 @@ impl PartState {
     /// # Errors
     /// [`Error::Mismatch`](crate::Error::Mismatch) with the first tensor that differs.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        for group in [Group::Variables, Group::Ema, Group::ExpAvg, Group::ExpAvgSq, Group::Step] {
+        for group in Group::ALL {
             copy_tensors(&self.group(group), &checkpoint.group(self.name, group), checkpoint.path())?;
         }
         if let Some(ema) = &mut self.ema {

@@ -212,7 +212,8 @@ impl<'a> Run<'a> {
         let scalars = answer?;
         for &index in &active {
             let part = &mut self.parts[index];
-            part.step(self.trainer.config.learning_rate_at(part.name, step))?;
+            let config = &self.trainer.config;
+            part.step(config.learning_rate_at(part.name, step), config.schedule_at(part.name, step))?;
         }
         objective.after_step(step)?;
         self.step += 1;
@@ -230,7 +231,7 @@ impl<'a> Run<'a> {
         let (config, step) = (&self.trainer.config, self.step);
         let mut scalars = StepScalars::new(step, batches.position());
         seed_torch(config.seed, Stream::Step, step);
-        self.parts.iter_mut().for_each(PartState::zero_grad);
+        self.parts.iter().for_each(PartState::zero_grad);
         for _ in 0..config.gradient_accumulation {
             let asked = Instant::now();
             let batch = batches.next()?;

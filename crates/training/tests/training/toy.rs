@@ -4,7 +4,9 @@
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor, nn};
-use training::{Batches, EmaConfig, Objective, Part, PartConfig, Schedule, StepLoss, TrainConfig};
+use training::{
+    Batches, EmaConfig, MuonConfig, Objective, Part, PartConfig, Schedule, StepLoss, TrainConfig,
+};
 use video_core::seeds::{Stream, derive, seed_torch};
 
 pub const SEED: u64 = 7;
@@ -115,6 +117,8 @@ impl Batches for Points {
 }
 
 pub fn config(steps: u64) -> TrainConfig {
+    // Of the generator's weights one is Muon's and one AdamW's.
+    let muon = MuonConfig { except: vec!["outer".into()], ..MuonConfig::default() };
     TrainConfig {
         steps,
         seed: SEED,
@@ -126,7 +130,11 @@ pub fn config(steps: u64) -> TrainConfig {
         clip_norm: Some(0.5),
         gradient_accumulation: 2,
         ema: Some(EmaConfig { decay: 0.9, warmup: true }),
-        parts: [("discriminator".into(), PartConfig { beta1: Some(0.5), ..Default::default() })].into(),
+        parts: [
+            ("generator".into(), PartConfig { muon: Some(muon), ..Default::default() }),
+            ("discriminator".into(), PartConfig { beta1: Some(0.5), ..Default::default() }),
+        ]
+        .into(),
         checkpoint_every: 7,
         log_every: 3,
         eval_every: 10,
