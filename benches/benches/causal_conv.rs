@@ -1,4 +1,4 @@
-//! Encode + decode of a MAGVIT-v2 tokenizer against the same network as the references write it: contiguous tensors,
+//! Encode + decode, and a training step, of a MAGVIT-v2 tokenizer against the same network as the references write it: contiguous tensors,
 //! `F.pad` on every side before every convolution, norms with time folded into the batch by a copy.
 //!
 //! Both have the same weights and must agree within 1e-4. The table that is printed first takes all its numbers in turns,
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use causal_conv::magvit2::{Magvit2, Magvit2Config};
 use criterion::{BenchmarkId, Criterion, Throughput};
-use quantizers::{LfqConfig, QuantizerConfig};
+use quantizers::{LfqConfig, Mode, QuantizerConfig};
 use tch::{Device, Kind, Tensor, nn, no_grad};
 use video_core::{VideoShape, VideoTokenizer};
 
@@ -23,6 +23,7 @@ const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 /// Rows and columns of the matrices.
 const SGEMM: i64 = 2048;
 const ROUNDS: usize = 5;
+const TRAIN: Mode = Mode::Train { step: 0 };
 
 /// Widths 64, 128, 128; two residual blocks a level; 4×4×4 (time × height × width), 2^10 codes.
 fn config() -> Magvit2Config {
@@ -45,7 +46,8 @@ struct AsReferences<'a> {
 
 impl<'a> AsReferences<'a> {
     fn new(variables: &nn::VarStore, config: Magvit2Config, tokenizer: &'a Magvit2) -> Self {
-        let weights = variables.variables().into_iter().map(|(name, w)| (name, w.contiguous())).collect();
+        let leaf = |w: Tensor| w.detach().contiguous().set_requires_grad(true);
+        let weights = variables.variables().into_iter().map(|(name, w)| (name, leaf(w))).collect();
         Self { weights, config, tokenizer }
     }
 
@@ -134,11 +136,27 @@ impl<'a> AsReferences<'a> {
 
     fn round_trip(&self, video: &Tensor) -> Tensor {
         let features = self.encode(video).permute([0, 2, 3, 4, 1]);
-        let ids =
-            self.tokenizer.quantizer().quantize(&features, quantizers::Mode::Eval).unwrap().ids.unwrap();
+        let ids = self.tokenizer.quantizer().quantize(&features, Mode::Eval).unwrap().ids.unwrap();
         let latent = self.tokenizer.quantizer().lookup(&ids).unwrap().permute([0, 4, 1, 2, 3]);
         self.decode(&latent).clamp(-1.0, 1.0)
     }
+
+    /// Reconstruction, and the quantizer's losses.
+    fn forward(&self, video: &Tensor) -> (Tensor, Tensor) {
+        let features = self.encode(video).permute([0, 2, 3, 4, 1]);
+        let quantized = self.tokenizer.quantizer().quantize(&features, TRAIN).unwrap();
+        (self.decode(&quantized.embeddings.permute([0, 4, 1, 2, 3])), quantized.loss())
+    }
+}
+
+/// The gradients of the squared error and of the quantizer's losses for some of the weights.
+fn gradients(
+    video: &Tensor,
+    (reconstruction, quantizer): (Tensor, Tensor),
+    weights: &[Tensor],
+) -> Vec<Tensor> {
+    let loss = (reconstruction - video).square().mean(Kind::Float) + quantizer;
+    Tensor::run_backward(&[loss], weights, false, false)
 }
 
 fn round_trip(tokenizer: &Magvit2, video: &Tensor) -> Tensor {
@@ -146,7 +164,7 @@ fn round_trip(tokenizer: &Magvit2, video: &Tensor) -> Tensor {
 }
 
 /// The median time of each, run in turns.
-fn in_turns<const N: usize>(contenders: [&dyn Fn() -> Tensor; N]) -> [f64; N] {
+fn in_turns<T, const N: usize>(contenders: [&dyn Fn() -> T; N]) -> [f64; N] {
     let mut times = [(); N].map(|()| Vec::new());
     for round in 0..=ROUNDS {
         for (times, contender) in times.iter_mut().zip(contenders) {
@@ -175,6 +193,27 @@ fn main() {
     let kernel = torch_ext::channels_last_3d(&Tensor::randn([SGEMM, SGEMM, 1, 1, 1], FLOAT));
     let mut criterion =
         Criterion::default().sample_size(10).measurement_time(Duration::from_secs(15)).configure_from_args();
+
+    println!("| training step on | contiguous, F.pad | Vireo | ratio |");
+    println!("| --- | --- | --- | --- |");
+    let named: Vec<(String, Tensor)> = variables.variables().into_iter().collect();
+    let weights: Vec<Tensor> = named.iter().map(|(_, weight)| weight.shallow_clone()).collect();
+    let their_weights: Vec<Tensor> =
+        named.iter().map(|(name, _)| reference.weights[name].shallow_clone()).collect();
+    for frames in [9, 17] {
+        let video = Tensor::randn([1, 3, frames, 64, 64], FLOAT).tanh();
+        let ours = || {
+            let output = tokenizer.forward(&video, TRAIN).unwrap();
+            gradients(&video, (output.reconstruction, output.quantized.loss()), &weights)
+        };
+        let theirs = || gradients(&video, reference.forward(&video), &their_weights);
+        for ((a, b), (name, _)) in ours().iter().zip(theirs()).zip(&named) {
+            let [error, norm] = [a - &b, b].map(|x| x.norm().double_value(&[]));
+            assert!(error <= 2e-3 * norm + 1e-6, "the gradients of {name} differ by {error} of {norm}");
+        }
+        let [theirs, ours] = in_turns([&theirs as &dyn Fn() -> Vec<Tensor>, &ours]);
+        println!("| {frames}×64×64 | {theirs:.2} s | {ours:.2} s | {:.2} |", theirs / ours);
+    }
 
     no_grad(|| {
         println!("{} threads; products of {SGEMM}×{SGEMM} matrices", tch::get_num_threads());

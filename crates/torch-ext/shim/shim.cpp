@@ -7,6 +7,7 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/GradMode.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <cstdlib>
 #include <mutex>
 #include <torch/version.h>
 #include <vector>
@@ -41,6 +42,8 @@ at::MemoryFormat memory_format(int code) {
 extern "C" {
 
 void vireo_free_message(char *message) { free(message); }
+
+void vireo_exit(int status) { std::_Exit(status); }
 
 const char *vireo_torch_version() { return TORCH_VERSION; }
 

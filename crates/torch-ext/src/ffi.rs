@@ -64,6 +64,7 @@ unsafe extern "C" {
         device_index: c_int,
         state: RawTensor,
     ) -> *mut c_char;
+    pub(crate) fn vireo_exit(status: c_int) -> !;
     pub(crate) fn vireo_winograd_channels() -> i64;
     pub(crate) fn vireo_winograd(
         input: RawTensor,

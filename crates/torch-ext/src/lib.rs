@@ -38,6 +38,13 @@ pub fn torch_version() -> &'static str {
     ffi::torch_version()
 }
 
+/// Ends the process at once, whatever its other threads do. [`std::process::exit`] runs the destructors of libtorch's statics first,
+/// on which a thread that still computes crashes.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: it takes nothing and does not return.
+    unsafe { ffi::vireo_exit(status) }
+}
+
 /// A C++ exception that libtorch raised, or arguments that do not fit together.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -29,7 +29,7 @@ impl Listening {
         HANDLER.call_once(|| {
             let handler = || {
                 if LISTENING.load(Ordering::SeqCst) == 0 || REQUESTS.load(Ordering::SeqCst) > 0 {
-                    std::process::exit(INTERRUPTED);
+                    torch_ext::exit_now(INTERRUPTED);
                 }
                 request_stop();
                 eprintln!("stopping after this step; press Ctrl-C again to stop at once, without saving");
