@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor, nn, no_grad};
 
 /// Images of 16×16 tokens in a batch, of a small network with a tokenizer's usual vocabulary.
 const IMAGES: i64 = 2;
-/// Clips of 3×16×16 tokens in a batch, of the quickstart's network.
+/// Clips of 3×16×16 tokens in a batch, of a network that trains in minutes on a CPU.
 const CLIPS: i64 = 8;
 
 /// A small network of width `hidden_size` over so many positions and codes.

@@ -32,7 +32,7 @@ pub fn lines(title: &str, [x_label, y_label]: [&str; 2], series: &[Series]) -> R
         return Ok(None);
     }
     values.sort_by(f64::total_cmp);
-    let (low, high) = (values[0], values[(values.len() - 1) * 98 / 100]);
+    let (low, high) = (values[0], values[((values.len() - 1) * 98).div_ceil(100)]);
     let margin = ((high - low) * 0.06).max(high.abs().max(1e-6) * 0.01);
     // The legend's place.
     let headroom = if series.len() > 1 { (high - low) * 0.25 } else { 0.0 };
@@ -57,9 +57,10 @@ pub fn lines(title: &str, [x_label, y_label]: [&str; 2], series: &[Series]) -> R
             .axis_style(RGBColor(150, 156, 166))
             .x_desc(x_label)
             .y_desc(y_label)
-            .x_labels(7)
+            // Steps and frames are whole numbers.
+            .x_labels(7.min((last - first) as usize + 1).max(2))
             .y_labels(6)
-            .y_label_formatter(&|v| short(*v, high - low))
+            .y_label_formatter(&|v| short(*v, top - low + margin))
             .x_label_formatter(&|v| format!("{v:.0}"))
             .label_style(("sans-serif", 11))
             .draw()

@@ -20,6 +20,7 @@ use std::sync::LazyLock;
 
 use assert_cmd::Command;
 use tch::Tensor;
+use video_data::worlds::shapes::{Scene, ShapesConfig};
 
 /// A tokenizer and a run so small that training takes a second: 4×4×4, 2^6 codes.
 const TINY: &str = r#"
@@ -85,7 +86,7 @@ fn trained() -> &'static Path {
 
 /// A video of `frames` frames of the moving shapes, `[3, T, H, W]` in [-1, 1].
 fn shapes(frames: i64, height: usize, width: usize) -> Tensor {
-    let scene = video_data::worlds::shapes::Scene::new(7, 0);
+    let scene = Scene::new(&ShapesConfig::default(), 7, 0);
     let bytes: Vec<u8> = (0..frames as usize).flat_map(|t| scene.render(t as f64, height, width)).collect();
     let video = Tensor::from_slice(&bytes).view([frames, height as i64, width as i64, 3]);
     video.permute([3, 0, 1, 2]).to_kind(tch::Kind::Float) / 127.5 - 1.0

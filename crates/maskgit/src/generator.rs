@@ -53,7 +53,8 @@ pub struct MaskGitConfig {
     pub choice_temperature: f64,
 }
 
-/// How often, and how many, first latent frames are given in training steps whose condition does not say.
+/// How often, and how many, first latent frames are given in training steps whose condition does not say, and how given ones
+/// are continued.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FirstFrames {
@@ -61,11 +62,15 @@ pub struct FirstFrames {
     pub probability: f64,
     /// As many at most; the number is uniform.
     pub max: i64,
+    /// Decoding steps of a continuation; the model's where absent. A few come nearer to what happens next, as every token is then
+    /// the likeliest of its own; more agree with each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<i64>,
 }
 
 impl Default for FirstFrames {
     fn default() -> Self {
-        Self { probability: 0.5, max: 1 }
+        Self { probability: 0.5, max: 1, steps: None }
     }
 }
 
@@ -121,9 +126,12 @@ impl MaskGitConfig {
                 let expected = format!("at least 1 and fewer than the grid's {frames}");
                 return Err(Error::config("first_frames.max", first.max, expected));
             }
+            if let Some(steps) = first.steps.filter(|steps| !(1..=1 << 20).contains(steps)) {
+                return Err(Error::config("first_frames.steps", steps, "1 to 2^20, or none"));
+            }
         }
         self.masking.validate([frames, height, width]).map_err(|error| error.within("masking"))?;
-        self.decoding(0.0, Default::default()).validate()?;
+        self.decoding(self.steps, 0.0, Default::default()).validate()?;
         self.transformer().validate()
     }
 
@@ -146,9 +154,14 @@ impl MaskGitConfig {
         }
     }
 
-    fn decoding(&self, guidance_scale: f64, filter: video_core::sampling::Filter) -> GridDecodeOptions {
+    fn decoding(
+        &self,
+        steps: i64,
+        guidance_scale: f64,
+        filter: video_core::sampling::Filter,
+    ) -> GridDecodeOptions {
         GridDecodeOptions {
-            steps: self.steps,
+            steps,
             schedule: self.mask_schedule.clone(),
             choice_temperature: self.choice_temperature,
             filter,
@@ -250,6 +263,16 @@ impl MaskGit {
         class: Option<&Tensor>,
         options: &SampleOptions,
     ) -> Result<GridDecoded> {
+        self.decode(region, class, options, self.config.steps)
+    }
+
+    fn decode(
+        &self,
+        region: Option<(ConditionMode, &RegionCondition)>,
+        class: Option<&Tensor>,
+        options: &SampleOptions,
+        steps: i64,
+    ) -> Result<GridDecoded> {
         if options.batch < 1 {
             return Err(Error::config("batch", options.batch, "at least 1"));
         }
@@ -263,12 +286,8 @@ impl MaskGit {
         };
         let prefix = self.prefix(options.batch, class)?;
         let prompt = GridPrompt { prefix: &prefix, ids: &ids, condition: region };
-        decode_grid(
-            &self.transformer,
-            &prompt,
-            &self.config.decoding(options.guidance - 1.0, options.filter),
-            None,
-        )
+        let decoding = self.config.decoding(steps, options.guidance - 1.0, options.filter);
+        decode_grid(&self.transformer, &prompt, &decoding, None)
     }
 
     /// [`TokenGenerator::sample`] on the grid of the config, with what the model read and wrote in each step.
@@ -288,7 +307,9 @@ impl MaskGit {
         };
         // The given tokens are exact: they are kept, not refined.
         let region = given.as_ref().map(|given| (ConditionMode::InputToInput, given));
-        self.sample_in_region(region, condition.class.as_ref(), options)
+        let of_continuations = self.config.first_frames.and_then(|first| first.steps);
+        let steps = of_continuations.filter(|_| region.is_some()).unwrap_or(self.config.steps);
+        self.decode(region, condition.class.as_ref(), options, steps)
     }
 
     fn prefix(&self, batch: i64, class: Option<&Tensor>) -> Result<MaskedTokens> {
@@ -339,7 +360,7 @@ impl TokenGenerator for MaskGit {
                 self.check_first_frames(first, tokens.batch())?;
                 first.shape().frames
             }
-            (None, Some(FirstFrames { probability, max })) => {
+            (None, Some(FirstFrames { probability, max, .. })) => {
                 let draw = Tensor::rand([1], (Kind::Double, Device::Cpu)).double_value(&[0]);
                 let count = Tensor::randint_low(1, max + 1, [1], (Kind::Int64, Device::Cpu));
                 if draw < probability { count.int64_value(&[0]) } else { 0 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::worlds::shapes::ShapesConfig;
 use crate::{Error, Result, Split};
 
 /// Where clips come from, and their shape.
@@ -13,6 +14,9 @@ pub struct DataConfig {
     pub source: String,
     /// The clips.
     pub clip: ClipConfig,
+    /// What the scenes of `shapes` are like. Other sources do not read it.
+    #[serde(default)]
+    pub shapes: ShapesConfig,
     /// Rows and columns of the window that each training clip is cut to, anywhere within `clip.size`. Held-out clips
     /// stay whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -108,6 +112,7 @@ impl DataConfig {
         Self {
             source: source.into(),
             clip,
+            shapes: ShapesConfig::default(),
             train_crop: None,
             flip: false,
             held_out: held_out(),
@@ -158,6 +163,7 @@ impl DataConfig {
         if !(self.held_out > 0.0 && self.held_out < 1.0) {
             return Err(Error::config("held_out", self.held_out, "a share above 0 and below 1"));
         }
+        self.shapes.validate()?;
         let world = crate::worlds::is_world(&self.source);
         if world && !self.clip.buckets.is_empty() {
             return Err(Error::config(

@@ -19,7 +19,7 @@ fn tiny() -> MaskGitConfig {
         intermediate_size: 64,
         dropout: 0.0,
         label_smoothing: 0.0,
-        first_frames: Some(FirstFrames { probability: 0.5, max: 2 }),
+        first_frames: Some(FirstFrames { probability: 0.5, max: 2, steps: None }),
         steps: 6,
         ..MaskGitConfig::default()
     }
@@ -84,6 +84,22 @@ fn given_frames_stay_and_seeds_decide_the_rest() {
     assert_eq!(&a.narrow(1, 0, 2), first.ids());
     assert_eq!(a, sample(7));
     assert_ne!(a, b);
+}
+
+#[test]
+fn continuations_have_steps_of_their_own() {
+    let _alone = crate::alone();
+    let with = |steps| MaskGitConfig {
+        first_frames: Some(FirstFrames { probability: 0.5, max: 2, steps }),
+        ..tiny()
+    };
+    let (_variables, model) = build(&with(Some(2)));
+    let first = TokenGrid::new(Tensor::randint(16, [2, 1, 4, 4], (Kind::Int64, Device::Cpu))).unwrap();
+    let first = Condition { first_frames: Some(first), ..Default::default() };
+    let steps = |condition| model.sample_in_steps(condition, &options(2)).unwrap().sampled.len();
+    assert_eq!((steps(&first), steps(&Condition::default())), (2, 6));
+    let error = with(Some(0)).validate().unwrap_err().to_string();
+    assert!(error.contains("first_frames.steps"), "{error}");
 }
 
 #[test]

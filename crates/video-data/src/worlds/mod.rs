@@ -50,7 +50,7 @@ impl World {
             let actions: Vec<i64> = walk.actions.iter().map(|&action| action as i64).collect();
             (bytes, Some(tch::Tensor::from_slice(&actions)), None)
         } else {
-            let scene = shapes::Scene::new(self.seed, index);
+            let scene = shapes::Scene::new(&self.config.shapes, self.seed, index);
             let rate = self.config.clip.frame_rate.unwrap_or(FRAME_RATE);
             let time = |frame: usize| frame as f64 * FRAME_RATE / rate;
             let bytes = (0..frames).flat_map(|frame| scene.render(time(frame), rows, columns)).collect();

@@ -1,6 +1,6 @@
 //! Moving textured shapes: a synthetic world whose every clip is known exactly.
 //!
-//! Two to four discs, squares and rings, each with a colour, a stripe texture, a position, a velocity and a depth, bounce
+//! Some discs, squares and rings, each with a colour, a stripe texture, a position, a velocity and a depth, bounce
 //! off the border over a slowly shaded background; nearer ones occlude farther ones. Edges are antialiased, so that sizes
 //! and speeds below a pixel are visible.
 
@@ -8,6 +8,69 @@ use std::ops::Range;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How hard the world is to learn: what its scenes are drawn from, uniformly and with both ends. The defaults take hours of
+/// training to be generated well.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShapesConfig {
+    /// Shapes in a scene, at most 16.
+    pub count: [usize; 2],
+    /// Radii, in shares of the picture's shorter side; at most 0.45.
+    pub radius: [f64; 2],
+    /// How much darker the dark stripes of a shape are, 0 to 1.
+    pub contrast: [f64; 2],
+    /// Red, green and blue at the two ends of the background's shading, 0 to 1.
+    pub background: [f64; 2],
+    /// The shapes' colours.
+    pub colours: Colours,
+}
+
+/// What colours shapes have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Colours {
+    /// Any that stand out from the background.
+    Any,
+    /// The seven of captions.
+    Named,
+}
+
+impl Default for ShapesConfig {
+    fn default() -> Self {
+        Self {
+            count: [2, 4],
+            radius: [0.1, 0.24],
+            contrast: [0.0, 0.6],
+            background: [0.05, 0.55],
+            colours: Colours::Any,
+        }
+    }
+}
+
+impl ShapesConfig {
+    /// Refuses ranges that mean nothing.
+    pub(crate) fn validate(&self) -> Result<()> {
+        if !(1 <= self.count[0] && self.count[0] <= self.count[1] && self.count[1] <= 16) {
+            let expected = "[least, most] of 1 to 16 shapes";
+            return Err(Error::config("shapes.count", format!("{:?}", self.count), expected));
+        }
+        for (field, range, lowest, highest) in [
+            ("shapes.radius", self.radius, 0.01, 0.45),
+            ("shapes.contrast", self.contrast, 0.0, 1.0),
+            ("shapes.background", self.background, 0.0, 1.0),
+        ] {
+            if !(lowest <= range[0] && range[0] <= range[1] && range[1] <= highest) {
+                let expected = format!("[least, most] of {lowest} to {highest}");
+                return Err(Error::config(field, format!("{range:?}"), &expected));
+            }
+        }
+        Ok(())
+    }
+}
 
 /// The kind of a shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,24 +191,30 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// The scene of one clip: the same for the same seed and index.
-    pub fn new(seed: u64, index: u64) -> Self {
+    /// The scene of one clip: the same for the same world, seed and index.
+    pub fn new(world: &ShapesConfig, seed: u64, index: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(index);
-        let mut colour = |low: f64, high: f64| [0; 3].map(|_| rng.random_range(low..high));
-        let background = [colour(0.05, 0.55), colour(0.05, 0.55)];
+        let [low, high] = world.background;
+        let background = [[0; 3]; 2].map(|corner| corner.map(|_| rng.random_range(low..=high)));
         let turn = rng.random_range(0.0..std::f64::consts::TAU);
-        let count = rng.random_range(2..=4);
+        let count = rng.random_range(world.count[0]..=world.count[1]);
         let shapes = (0..count)
             .map(|_| {
-                let radius = rng.random_range(0.1..0.24);
+                let radius = rng.random_range(world.radius[0]..=world.radius[1]);
                 let place = |rng: &mut ChaCha8Rng| rng.random_range(radius..1.0 - radius);
                 let position = (place(&mut rng), place(&mut rng));
                 let direction = rng.random_range(0.0..std::f64::consts::TAU);
                 let speed = rng.random_range(0.005..0.045);
-                // One channel is always bright: shapes stand out from the background.
-                let mut colour = [0; 3].map(|_| rng.random_range(0.1..1.0));
-                colour[rng.random_range(0..3)] = rng.random_range(0.75..1.0);
+                let colour = match world.colours {
+                    Colours::Named => COLOURS[rng.random_range(0..COLOURS.len())].1,
+                    Colours::Any => {
+                        // One channel is always bright: shapes stand out from the background.
+                        let mut colour = [0; 3].map(|_| rng.random_range(0.1..1.0));
+                        colour[rng.random_range(0..3)] = rng.random_range(0.75..1.0);
+                        colour
+                    }
+                };
                 Shape {
                     kind: Kind::ALL[rng.random_range(0..3)],
                     position,
@@ -154,7 +223,7 @@ impl Scene {
                     angle: rng.random_range(0.0..std::f64::consts::PI),
                     colour,
                     stripes: rng.random_range(1.0..3.0),
-                    contrast: rng.random_range(0.0..0.6),
+                    contrast: rng.random_range(world.contrast[0]..=world.contrast[1]),
                 }
             })
             .collect();
@@ -226,7 +295,7 @@ mod tests {
     #[test]
     fn class_and_caption_say_what_is_there() {
         for index in 0..20 {
-            let scene = Scene::new(3, index);
+            let scene = Scene::new(&ShapesConfig::default(), 3, index);
             let nearest = scene.shapes.last().unwrap();
             assert_eq!(Kind::ALL[scene.class() as usize], nearest.kind);
             let caption = scene.caption();
@@ -243,7 +312,7 @@ mod tests {
     #[test]
     fn nothing_is_covered_beyond_the_reach() {
         for (index, side) in (0..40).zip([16usize, 33, 64, 300].into_iter().cycle()) {
-            for shape in Scene::new(7, index).shapes {
+            for shape in Scene::new(&ShapesConfig::default(), 7, index).shapes {
                 let (centre, length) = (shape.centre(0.37 * index as f64), side as f64);
                 let (rows, columns) =
                     (shape.reach(centre.1, length, side), shape.reach(centre.0, length, side));

@@ -1,10 +1,12 @@
 //! The synthetic worlds: what they show is what they say.
 
+use std::collections::HashSet;
+
 use proptest::prelude::*;
 use tch::{Kind, Tensor};
 use video_data::worlds::FRAME_RATE;
 use video_data::worlds::maze::{Action, Walk};
-use video_data::worlds::shapes::Scene;
+use video_data::worlds::shapes::{Colours, Scene, ShapesConfig};
 use video_data::{ClipConfig, ClipSize, DataConfig, Error, Split, open};
 
 proptest! {
@@ -92,7 +94,7 @@ fn shapes_are_sampled_at_the_frame_rate() {
     }
     assert_eq!(clip(3, Some(0.5 * FRAME_RATE)).select(1, 2), usual.select(1, 4));
     // Half-way in time is half-way in space.
-    let scene = Scene::new(1, 2);
+    let scene = Scene::new(&ShapesConfig::default(), 1, 2);
     assert!((2..=4).contains(&scene.shapes.len()));
     let ((a, _), (b, _), (c, _)) =
         (scene.shapes[0].centre(0.0), scene.shapes[0].centre(0.5), scene.shapes[0].centre(1.0));
@@ -100,9 +102,43 @@ fn shapes_are_sampled_at_the_frame_rate() {
 }
 
 #[test]
+fn scenes_are_drawn_from_what_the_config_says() {
+    let world = ShapesConfig {
+        count: [1, 1],
+        radius: [0.2, 0.3],
+        contrast: [0.0, 0.0],
+        background: [0.3, 0.3],
+        colours: Colours::Named,
+    };
+    let mut colours = HashSet::new();
+    for index in 0..100 {
+        let scene = Scene::new(&world, 5, index);
+        let [shape] = &scene.shapes[..] else { panic!("one shape") };
+        assert!((0.2..=0.3).contains(&shape.radius) && shape.contrast == 0.0, "{shape:?}");
+        colours.insert(shape.colour_name());
+        // The shape's colour and the ground's, and what is between them at the edge.
+        let picture = scene.render(3.0, 40, 40);
+        let (ground, inside) = ([0.3; 3], shape.colour);
+        let whole = |colour: [f64; 3]| colour.map(|value| (value * 255.0 + 0.5) as u8);
+        let pure =
+            picture.chunks(3).filter(|&pixel| pixel == whole(ground) || pixel == whole(inside)).count();
+        assert!((1200..1600).contains(&pure), "{pure} of 1600");
+    }
+    assert_eq!(colours.len(), 7, "{colours:?}");
+    let clip = |shapes| {
+        let config = DataConfig { shapes, ..DataConfig::new("shapes", ClipConfig::square(3, 24)) };
+        open(&config, Split::HeldOut, 0).unwrap().clip(4).unwrap()
+    };
+    let caption = clip(world.clone()).caption.unwrap();
+    assert_eq!(caption.split(' ').filter(|&word| word == "a").count(), 1, "{caption}");
+    assert_ne!(clip(world).video, clip(ShapesConfig::default()).video);
+}
+
+#[test]
 fn values_that_mean_nothing_are_refused() {
     let base = || DataConfig::new("shapes", ClipConfig::square(4, 16));
     let clip = || ClipConfig::square(4, 16);
+    let scenes = |shapes| DataConfig { shapes, ..base() };
     let refused = [
         ("clip.size", DataConfig { clip: ClipConfig::square(4, 0), ..base() }),
         ("clip.frames", DataConfig { clip: ClipConfig::square(0, 16), ..base() }),
@@ -121,6 +157,11 @@ fn values_that_mean_nothing_are_refused() {
         ("train_crop", DataConfig { train_crop: Some(ClipSize::Square(17)), ..base() }),
         ("train_crop", DataConfig { train_crop: Some(ClipSize::Rectangle([16, 0])), ..base() }),
         ("held_out", DataConfig { held_out: 1.0, ..base() }),
+        ("shapes.count", scenes(ShapesConfig { count: [0, 2], ..Default::default() })),
+        ("shapes.count", scenes(ShapesConfig { count: [3, 2], ..Default::default() })),
+        ("shapes.radius", scenes(ShapesConfig { radius: [0.1, 0.5], ..Default::default() })),
+        ("shapes.contrast", scenes(ShapesConfig { contrast: [f64::NAN, 0.5], ..Default::default() })),
+        ("shapes.background", scenes(ShapesConfig { background: [-0.1, 0.5], ..Default::default() })),
         ("flip", DataConfig { source: "maze".into(), flip: true, ..base() }),
         ("clip.buckets", DataConfig { clip: ClipConfig { buckets: vec![[8, 16]], ..clip() }, ..base() }),
         ("source", DataConfig { source: "no such thing".into(), ..base() }),
