@@ -126,12 +126,13 @@ impl MaskGitConfig {
                 let expected = format!("at least 1 and fewer than the grid's {frames}");
                 return Err(Error::config("first_frames.max", first.max, expected));
             }
-            if let Some(steps) = first.steps.filter(|steps| !(1..=1 << 20).contains(steps)) {
-                return Err(Error::config("first_frames.steps", steps, "1 to 2^20, or none"));
-            }
         }
         self.masking.validate([frames, height, width]).map_err(|error| error.within("masking"))?;
         self.decoding(self.steps, 0.0, Default::default()).validate()?;
+        if let Some(steps) = self.first_frames.and_then(|first| first.steps) {
+            let decoding = self.decoding(steps, 0.0, Default::default());
+            decoding.validate().map_err(|error| error.within("first_frames"))?;
+        }
         self.transformer().validate()
     }
 

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How hard the world is to learn: what its scenes are drawn from, uniformly and with both ends. The defaults take hours of
-/// training to be generated well.
+/// How hard the world is to learn: what its scenes are drawn from, uniformly and with both ends. Reconstructing the
+/// defaults is learnt in minutes on a CPU; generating them is not (docs/quickstart.md).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShapesConfig {
